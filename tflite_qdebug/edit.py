@@ -1,0 +1,483 @@
+"""Bytes to new bytes: every edit returns another model and leaves the one it was given as it is."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from tflite_qdebug import tf_private
+from tflite_qdebug.errors import ModelError
+from tflite_qdebug.model import Model, Operator, Tensor
+from tflite_qdebug.record import Layer
+
+__all__ = ["DebugModel", "cast_weights_to_float16", "debug_pair", "expose", "quantize_weights", "strip_numeric_verify",
+           "with_ranges", "with_renamed"]  # fmt: skip
+
+NUMERIC_VERIFY = "NumericVerify"
+_FLOAT16_MAXIMUM = float(np.finfo(np.float16).max)
+# TensorFlow leaves weights of fewer elements in float when it quantizes weights alone.
+_MINIMUM_WEIGHTS = 1024
+# Operator -> (position of the weights, axis of the channels or None, version of the hybrid kernel, has the option
+# asymmetric_quantize_inputs), as TensorFlow's dynamic-range quantizer treats them.
+_HYBRID = {
+    "CONV_2D": (1, 0, 5, False),
+    "DEPTHWISE_CONV_2D": (1, 3, 6, False),
+    "FULLY_CONNECTED": (1, 0, 12, True),
+    "TRANSPOSE_CONV": (1, 0, 2, False),
+    "BATCH_MATMUL": (1, None, 4, True),
+    "EMBEDDING_LOOKUP": (1, 0, 4, False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DebugModel:
+    """A model that computes each layer both ways, and which of its tensors are to be compared.
+
+    Attributes:
+        data: The ``.tflite``; all tensors to be compared are outputs, behind the model's own.
+        layers: The pairs.
+        outputs: Number of the model's own outputs.
+        stateful: True where it has variables.
+        verify: ``per_layer`` or ``whole_model``.
+    """
+
+    data: bytes
+    layers: tuple[Layer, ...]
+    outputs: int
+    stateful: bool
+    verify: str
+
+
+def _unpack(model: Model) -> Any:
+    schema = tf_private.schema()
+    unpacked = schema.ModelT.InitFromPackedBuf(model.data, 0)
+    for buffer in unpacked.buffers:
+        # Data outside of the flatbuffer would be lost when it is written again.
+        if buffer.data is None and getattr(buffer, "size", 0):
+            buffer.data = np.frombuffer(model.data, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
+    return unpacked
+
+
+def _pack(unpacked: Any) -> bytes:
+    import flatbuffers
+
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(unpacked.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def _require_single_subgraph(model: Model, what: str) -> None:
+    if len(model.subgraphs) > 1:
+        names = ", ".join(repr(subgraph.name or subgraph.index) for subgraph in model.subgraphs)
+        raise ModelError(
+            f"got a model with {len(model.subgraphs)} subgraphs ({names}), expected one: {what} does not yet follow other "
+            "signatures or the bodies of while and if, and leaving them out would report a part as the whole; convert "
+            "one signature at a time"
+        )
+
+
+def expose(model: Model, tensors: Iterable[int]) -> bytes:
+    """Returns the model with further tensors of its main subgraph as outputs, behind its own.
+
+    An output keeps its value to the end of an invocation, also under XNNPACK; other tensors are overwritten.
+    """
+    unpacked = _unpack(model)
+    _append_outputs(unpacked, tensors)
+    return _pack(unpacked)
+
+
+def _append_outputs(unpacked: Any, tensors: Iterable[int]) -> None:
+    main = unpacked.subgraphs[0]
+    main.outputs = np.array(list(dict.fromkeys([*main.outputs, *tensors])), dtype=np.int32)
+
+
+def strip_numeric_verify(model: Model, verify: str = "per_layer") -> DebugModel:
+    """Turns TensorFlow's debug model into one without its slow NumericVerify operators.
+
+    Both inputs of each become outputs, from which the same difference is computed outside; so does a dequantized copy of
+    the quantized one, where the model makes it anyway.
+
+    Raises:
+        ModelError: Where the model has no NumericVerify operator, or more than one subgraph.
+    """
+    main = model.main
+    verifiers = [operator for operator in main.operators if operator.name == NUMERIC_VERIFY]
+    if not verifiers:
+        raise ModelError(
+            "Please check if the quantized model is in debug mode: got a model without a NumericVerify operator, which "
+            "means that it was not made for debugging, or that the denylist leaves nothing quantized"
+        )
+    _require_single_subgraph(model, "the debugger")
+    dequantized = {op.inputs[0]: op.outputs[0] for op in main.operators if op.name == "DEQUANTIZE"}
+    layers = tuple(_verified_layer(model, operator, dequantized) for operator in verifiers)
+    unpacked = _unpack(model)
+    removed = {operator.index for operator in verifiers}
+    table = unpacked.subgraphs[0]
+    table.operators = [operator for index, operator in enumerate(table.operators) if index not in removed]
+    _append_outputs(unpacked, _tensors_of(layers))
+    # The differences may be outputs themselves; nothing computes them any more.
+    gone = {output for operator in verifiers for output in operator.outputs}
+    table.outputs = np.array([index for index in table.outputs if index not in gone], dtype=np.int32)
+    stateful = any(tensor.is_variable for tensor in main.tensors)
+    return DebugModel(_pack(unpacked), layers, len([i for i in main.outputs if i not in gone]), stateful, verify)
+
+
+def _tensors_of(layers: Iterable[Layer]) -> list[int]:
+    tensors = []
+    for layer in layers:
+        tensors += [layer.tensor_idx, layer.float_idx]
+        tensors += [] if layer.dequantized_idx is None else [layer.dequantized_idx]
+    return tensors
+
+
+def _verified_layer(model: Model, verifier: Operator, dequantized: Mapping[int, int]) -> Layer:
+    main = model.main
+    quantized, reference = (main.tensors[index] for index in verifier.inputs[:2])
+    if quantized.quantization is None:
+        raise ModelError(f"the model is broken: NumericVerify reads {quantized.name!r}, which has no scale")
+    producer = main.producers.get(quantized.index)
+    return Layer(
+        # TensorFlow gives the float copy the operator's own name, and the quantized one that name with digits behind it.
+        node=reference.name,
+        op_name=producer.name if producer else "INPUT",
+        operator=producer.index if producer else -1,
+        tensor_name=quantized.name,
+        tensor_idx=quantized.index,
+        float_idx=reference.index,
+        dequantized_idx=dequantized.get(quantized.index),
+        shape=quantized.shape,
+        dtype=quantized.dtype.name,
+        scale=float(quantized.quantization.scale[0]),
+        zero_point=int(quantized.quantization.zero_point[0]),
+        key=main.tensors[verifier.outputs[0]].name,
+    )
+
+
+def with_ranges(model: Model, ranges: Mapping[int, tuple[float, float]]) -> bytes:
+    """Returns the float model with a calibrated minimum and maximum on the given tensors of its main subgraph."""
+    schema = tf_private.schema()
+    unpacked = _unpack(model)
+    tensors = unpacked.subgraphs[0].tensors
+    for index, (minimum, maximum) in ranges.items():
+        parameters = tensors[index].quantization or schema.QuantizationParametersT()
+        parameters.min, parameters.max = [np.float32(minimum)], [np.float32(maximum)]
+        tensors[index].quantization = parameters
+    return _pack(unpacked)
+
+
+def with_renamed(model: Model, rename: Callable[[int, str], str]) -> bytes:
+    """Returns the model with each tensor of its main subgraph called ``rename(index, name)``."""
+    unpacked = _unpack(model)
+    for index, tensor in enumerate(unpacked.subgraphs[0].tensors):
+        tensor.name = rename(index, (tensor.name or b"").decode("utf-8", "replace")).encode()
+    return _pack(unpacked)
+
+
+class _Writer:
+    """Adds tensors, constants and operators to the main subgraph of an unpacked model."""
+
+    def __init__(self, unpacked: Any) -> None:
+        self.schema = tf_private.schema()
+        self.unpacked = unpacked
+        self.main = unpacked.subgraphs[0]
+        self.builtin = {name: code for code, name in tf_private.builtin_operator_names().items()}
+
+    def add_tensor(self, name: str, like: Any, tensor_type: int) -> int:
+        """Adds a tensor without values, of the shape of another; returns its index."""
+        tensor = self.schema.TensorT()
+        tensor.name, tensor.type, tensor.buffer = name.encode(), tensor_type, 0
+        tensor.shape, tensor.shapeSignature, tensor.hasRank = like.shape, like.shapeSignature, like.hasRank
+        self.main.tensors.append(tensor)
+        return len(self.main.tensors) - 1
+
+    def add_values(self, values: np.ndarray) -> int:
+        """Adds a buffer; returns its index."""
+        buffer = self.schema.BufferT()
+        buffer.data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
+        self.unpacked.buffers.append(buffer)
+        return len(self.unpacked.buffers) - 1
+
+    def add_code(self, name: str, version: int, custom: bytes | None = None) -> int:
+        """Returns the index of an operator code, added where it is missing."""
+        builtin = self.builtin.get(name, self.builtin["CUSTOM"])
+        for index, code in enumerate(self.unpacked.operatorCodes):
+            same = max(code.builtinCode, code.deprecatedBuiltinCode) == builtin
+            if same and code.version == version and code.customCode == custom:
+                return index
+        code = self.schema.OperatorCodeT()
+        code.builtinCode, code.deprecatedBuiltinCode = builtin, min(builtin, 127)
+        code.version, code.customCode = version, custom
+        self.unpacked.operatorCodes.append(code)
+        return len(self.unpacked.operatorCodes) - 1
+
+    def dequantize(self, source: int, name: str, version: int) -> tuple[Any, int]:
+        """Returns a DEQUANTIZE operator (not yet put anywhere) that reads ``source``, and the tensor it writes."""
+        operator = self.schema.OperatorT()
+        operator.opcodeIndex = self.add_code("DEQUANTIZE", version)
+        target = self.add_tensor(name, self.main.tensors[source], self.schema.TensorType.FLOAT32)
+        operator.inputs = np.array([source], dtype=np.int32)
+        operator.outputs = np.array([target], dtype=np.int32)
+        operator.builtinOptionsType = self.schema.BuiltinOptions.DequantizeOptions
+        operator.builtinOptions = self.schema.DequantizeOptionsT()
+        return operator, target
+
+
+def cast_weights_to_float16(model: Model) -> bytes:
+    """Returns the model with its float constants stored as float16, each behind a DEQUANTIZE, as TensorFlow does.
+
+    Values beyond float16's range (65504) are clipped to it, as TensorFlow does.
+    """
+    _require_single_subgraph(model, "float16")
+    unpacked = _unpack(model)
+    writer = _Writer(unpacked)
+    read = {index for operator in model.main.operators for index in operator.inputs}
+    inserted, replaced = [], {}
+    for tensor in model.main.tensors:
+        if not (tensor.is_constant and tensor.is_float and tensor.index in read):
+            continue
+        values = np.clip(model.constant(tensor), -_FLOAT16_MAXIMUM, _FLOAT16_MAXIMUM).astype(np.float16)
+        table = writer.main.tensors[tensor.index]
+        table.type, table.buffer = writer.schema.TensorType.FLOAT16, writer.add_values(values)
+        operator, target = writer.dequantize(tensor.index, tensor.name + "_dequantize", 3)
+        inserted.append(operator)
+        replaced[tensor.index] = target
+    for operator in writer.main.operators:
+        operator.inputs = np.array([replaced.get(int(index), int(index)) for index in operator.inputs], dtype=np.int32)
+    writer.main.operators = inserted + writer.main.operators
+    _drop_unused_buffers(unpacked)
+    return _pack(unpacked)
+
+
+def quantize_weights(model: Model, per_channel: bool = True) -> bytes:
+    """Returns the dynamic-range model: weights as int8, activations quantized on the fly by the hybrid kernels.
+
+    As TensorFlow does: symmetric, narrow range (-127..127), per channel where the kernel can, weights of at least 1024
+    elements only, and only where every reader takes them as its weights. Recurrent operators keep float weights.
+    """
+    _require_single_subgraph(model, "dynamic_range")
+    unpacked = _unpack(model)
+    writer = _Writer(unpacked)
+    readers: dict[int, list[tuple[Operator, int]]] = {}
+    for operator in model.main.operators:
+        for position, index in enumerate(operator.inputs):
+            readers.setdefault(index, []).append((operator, position))
+    for index, uses in readers.items():
+        tensor = model.main.tensors[index] if index >= 0 else None
+        if tensor is None or not (tensor.is_constant and tensor.is_float):
+            continue
+        takes = all(op.name in _HYBRID and position == _HYBRID[op.name][0] for op, position in uses)
+        axes = {_HYBRID[op.name][1] for op, _ in uses} if takes else set()
+        if not takes or len(axes) > 1 or int(np.prod(tensor.shape)) < _MINIMUM_WEIGHTS:
+            continue
+        _quantize_constant(writer, model, tensor, axes.pop() if per_channel else None)
+        for operator, _ in uses:
+            _make_hybrid(writer, operator)
+    _drop_unused_buffers(unpacked)
+    return _pack(unpacked)
+
+
+def _quantize_constant(writer: _Writer, model: Model, tensor: Tensor, axis: int | None) -> None:
+    values = model.constant(tensor)
+    others = None if axis is None else tuple(i for i in range(values.ndim) if i != axis)
+    largest = np.abs(values).max(axis=others, keepdims=True)
+    scale = (largest.astype(np.float32) / np.float32(127)).astype(np.float32)
+    # A channel of zeros has no scale of its own; any keeps it zero.
+    scale = np.where(scale > 0, scale, np.float32(1))
+    integers = np.clip(_round_half_away(values / scale), -127, 127).astype(np.int8)
+    table = writer.main.tensors[tensor.index]
+    table.type, table.buffer = writer.schema.TensorType.INT8, writer.add_values(integers)
+    parameters = writer.schema.QuantizationParametersT()
+    parameters.scale, parameters.zeroPoint = scale.reshape(-1), np.zeros(scale.size, dtype=np.int64)
+    parameters.quantizedDimension = axis or 0
+    table.quantization = parameters
+
+
+def _round_half_away(values: np.ndarray) -> np.ndarray:
+    return np.trunc(values + np.copysign(np.float32(0.5), values))
+
+
+def _make_hybrid(writer: _Writer, operator: Operator) -> None:
+    _, _, version, asymmetric = _HYBRID[operator.name]
+    table = writer.main.operators[operator.index]
+    table.opcodeIndex = writer.add_code(operator.name, max(version, operator.version))
+    if asymmetric and table.builtinOptions is not None:
+        table.builtinOptions.asymmetricQuantizeInputs = True
+
+
+def _drop_unused_buffers(unpacked: Any) -> None:
+    """Empties buffers that no tensor or metadata refers to any more; their numbers stay, so nothing else moves."""
+    used = {tensor.buffer for subgraph in unpacked.subgraphs for tensor in subgraph.tensors}
+    used |= {metadata.buffer for metadata in unpacked.metadata or []}
+    for index, buffer in enumerate(unpacked.buffers):
+        if index not in used:
+            buffer.data = None
+
+
+def debug_pair(float_model: Model, quantized_model: Model, whole_model: bool = False) -> DebugModel:
+    """Builds a debug model out of a float model and the model quantized from it.
+
+    Each operator of the float model whose twin in the quantized model computes something else gets copied into the
+    latter: with the float constants, and on inputs that are the dequantized inputs of its twin (per layer), or the
+    copies' own outputs throughout (whole model). The two are matched by the names of their output tensors, which
+    TensorFlow's quantizers keep.
+
+    Raises:
+        ModelError: Where there is more than one subgraph, or no operator can be matched.
+    """
+    for model in (float_model, quantized_model):
+        _require_single_subgraph(model, "the debugger")
+    builder = _PairBuilder(float_model, quantized_model, whole_model)
+    for operator in float_model.main.operators:
+        builder.add(operator)
+    if not builder.layers:
+        raise ModelError(
+            "Please check if the quantized model is in debug mode: no operator of the quantized model computes anything "
+            "differently from its namesake in the float model, so there is nothing to compare"
+        )
+    return builder.finish()
+
+
+class _PairBuilder:
+    """Copies float operators into a quantized model, one after another."""
+
+    def __init__(self, float_model: Model, quantized_model: Model, whole_model: bool) -> None:
+        self._float, self._quantized, self._whole = float_model, quantized_model, whole_model
+        self._source = _unpack(float_model)
+        self._unpacked = _unpack(quantized_model)
+        self._writer = _Writer(self._unpacked)
+        self._own_outputs = len(self._writer.main.outputs)
+        self._dequantized: dict[int, int] = {}
+        self._copied: dict[int, int] = {}
+        self._appended: list[Any] = []
+        self.layers: list[Layer] = []
+        self._by_name: dict[str, list[Tensor]] = {}
+        for tensor in quantized_model.main.tensors:
+            self._by_name.setdefault(tensor.name, []).append(tensor)
+        self._inputs = dict(zip(float_model.main.inputs, quantized_model.main.inputs, strict=True))
+        if whole_model:
+            self._copied = {source: self._as_float(target) for source, target in self._inputs.items()}
+
+    def _twin(self, tensor: Tensor, op_name: str) -> tuple[Tensor, Operator] | None:
+        """Returns the quantized model's tensor of that name, made by an operator of that type, and the operator."""
+        # TensorFlow's 16x8 quantizer gives an output's name to its dequantized copy, and itself a suffix.
+        for name in (tensor.name, tensor.name + "_int16", tensor.name + "_int8"):
+            for candidate in self._by_name.get(name, ()):
+                producer = self._quantized.main.producers.get(candidate.index)
+                if producer is not None and producer.name == op_name:
+                    return candidate, producer
+        return None
+
+    def _counterpart(self, index: int) -> int | None:
+        """Returns the quantized model's tensor that holds what a float activation holds."""
+        if index in self._inputs:
+            return self._inputs[index]
+        tensor = self._float.main.tensors[index]
+        producer = self._float.main.producers.get(index)
+        twin = self._twin(tensor, producer.name) if producer else None
+        return twin[0].index if twin else None
+
+    def _as_float(self, index: int) -> int:
+        tensor = self._quantized.main.tensors[index]
+        if not tensor.is_quantized:
+            return index
+        if index not in self._dequantized:
+            operator, target = self._writer.dequantize(index, tensor.name + "_verify", 2)
+            self._appended.append(operator)
+            self._dequantized[index] = target
+        return self._dequantized[index]
+
+    def _copy_tensor(self, index: int) -> int:
+        """Copies a tensor of the float model with its values, if it has any."""
+        tensor = copy.copy(self._source.subgraphs[0].tensors[index])
+        if self._float.main.tensors[index].is_constant:
+            self._unpacked.buffers.append(self._source.buffers[tensor.buffer])
+            tensor.buffer = len(self._unpacked.buffers) - 1
+        else:
+            tensor.buffer = 0
+        tensor.name = (tensor.name or b"") + b"_float"
+        self._writer.main.tensors.append(tensor)
+        return len(self._writer.main.tensors) - 1
+
+    def _input(self, index: int) -> int | None:
+        if index < 0:
+            return index
+        tensor = self._float.main.tensors[index]
+        computed = index in self._float.main.producers or index in self._inputs
+        if self._whole and index in self._copied:
+            return self._copied[index]
+        if not computed:  # a constant, or a variable
+            if index not in self._copied:
+                self._copied[index] = self._copy_tensor(index)
+            return self._copied[index]
+        counterpart = self._counterpart(index)
+        return None if counterpart is None else self._as_float(counterpart) if tensor.is_float else counterpart
+
+    def add(self, operator: Operator) -> None:
+        """Copies one operator, and makes a layer of each of its outputs that has a twin."""
+        tensors = self._float.main.tensors
+        twins = {output: self._twin(tensors[output], operator.name) for output in operator.outputs}
+        matched = [twin for twin in twins.values() if twin is not None]
+        if not self._whole and not any(self._differs(operator, *twin) for twin in matched):
+            return
+        inputs = [self._input(index) for index in operator.inputs]
+        if any(index is None for index in inputs):
+            return
+        outputs = [self._copy_tensor(index) for index in operator.outputs]
+        table = copy.copy(self._source.subgraphs[0].operators[operator.index])
+        code = self._source.operatorCodes[table.opcodeIndex]
+        table.opcodeIndex = self._writer.add_code(operator.name, code.version, code.customCode)
+        table.inputs, table.outputs = np.array(inputs, dtype=np.int32), np.array(outputs, dtype=np.int32)
+        self._appended.append(table)
+        for output, copied in zip(operator.outputs, outputs, strict=True):
+            self._copied[output] = copied
+            twin = twins[output]
+            if twin is not None and tensors[output].is_float:
+                self._add_layer(tensors[output], *twin, copied)
+
+    def _differs(self, operator: Operator, tensor: Tensor, twin: Operator) -> bool:
+        """True where the twin quantizes its output, or reads weights that are not the float ones."""
+        if tensor.is_quantized:
+            return True
+        main = self._quantized.main
+        for theirs, ours in zip(twin.inputs, operator.inputs, strict=False):
+            if ours < 0 or theirs < 0 or not self._float.main.tensors[ours].is_constant:
+                continue
+            if not main.tensors[theirs].is_constant or not main.tensors[theirs].is_float:
+                return self._float.main.tensors[ours].is_float
+        return False
+
+    def _add_layer(self, reference: Tensor, quantized: Tensor, twin: Operator, copied: int) -> None:
+        parameters = quantized.quantization if quantized.is_quantized else None
+        self.layers.append(
+            Layer(
+                node=reference.name,
+                op_name=twin.name,
+                operator=twin.index,
+                tensor_name=quantized.name,
+                tensor_idx=quantized.index,
+                float_idx=copied,
+                dequantized_idx=None,
+                shape=quantized.shape,
+                dtype=quantized.dtype.name,
+                scale=None if parameters is None else float(parameters.scale[0]),
+                zero_point=None if parameters is None else int(parameters.zero_point[0]),
+                key=f"{NUMERIC_VERIFY}/{quantized.name}:{quantized.index}",
+            )
+        )
+
+    def finish(self) -> DebugModel:
+        """Writes the debug model."""
+        layers = tuple(
+            dataclasses.replace(layer, dequantized_idx=self._dequantized.get(layer.tensor_idx)) for layer in self.layers
+        )
+        self._writer.main.operators = [*self._writer.main.operators, *self._appended]
+        _append_outputs(self._unpacked, _tensors_of(layers))
+        models = (self._float, self._quantized)
+        stateful = any(tensor.is_variable for model in models for tensor in model.main.tensors)
+        verify = "whole_model" if self._whole else "per_layer"
+        return DebugModel(_pack(self._unpacked), layers, self._own_outputs, stateful, verify)

@@ -1,0 +1,99 @@
+"""The errors that the package raises, all below one root.
+
+Every message says what was got, what was expected and what to do next. The classes also derive from the built-in
+exception a caller of TensorFlow's debugger would expect (``ValueError`` for wrong input, ``RuntimeError`` for a step that
+failed), so that code written for it keeps working.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Iterable, List
+
+__all__ = [
+    "ConversionError",
+    "DatasetError",
+    "InterpreterError",
+    "MetricError",
+    "MissingPackageError",
+    "ModelError",
+    "OptionError",
+    "OutputError",
+    "QDebugError",
+    "did_you_mean",
+    "nearest_names",
+]
+
+
+class QDebugError(Exception):
+    """Root of all errors raised on purpose by this package.
+
+    Attributes:
+        exit_code: What the command line returns to the shell for this kind of failure.
+    """
+
+    exit_code = 1
+
+
+class OptionError(QDebugError, ValueError):
+    """An option or argument that means nothing here, such as an unknown denylist name."""
+
+    exit_code = 2
+
+
+class ModelError(QDebugError, ValueError):
+    """A model that cannot be read, or is not of the kind that was asked for."""
+
+    exit_code = 3
+
+
+class DatasetError(QDebugError, ValueError):
+    """A sample or a dataset that does not fit the model: count, name, shape, dtype, NaN, empty, exhausted."""
+
+    exit_code = 4
+
+
+class ConversionError(QDebugError, RuntimeError):
+    """TensorFlow could not convert, calibrate or quantize the model."""
+
+    exit_code = 5
+
+
+class InterpreterError(QDebugError, RuntimeError):
+    """An interpreter, its kernels or a delegate could not be opened or failed while running."""
+
+    exit_code = 6
+
+
+class MissingPackageError(QDebugError, ImportError):
+    """A package that is needed for this step is not installed."""
+
+    exit_code = 7
+
+
+class OutputError(QDebugError, OSError):
+    """A result could not be written: full disk, missing folder, no permission."""
+
+    exit_code = 8
+
+
+class MetricError(QDebugError, ValueError):
+    """A metric given by the user raised, or returned something other than one number."""
+
+    exit_code = 9
+
+
+def nearest_names(name: str, names: Iterable[str], count: int = 3) -> List[str]:
+    """Returns the up to ``count`` names most like ``name``, best first."""
+    known = list(dict.fromkeys(names))
+    nearest = [known_name for known_name in known if name and name.lower() in known_name.lower()][:count]
+    nearest += difflib.get_close_matches(name, known, n=count, cutoff=0.3)
+    return list(dict.fromkeys(nearest))[:count]
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Returns a sentence with the names nearest to ``name``, to be put behind an error message."""
+    nearest = nearest_names(name, names)
+    if not nearest:
+        return ""
+    return " Did you mean {}?".format(", or ".join(repr(known) for known in nearest))

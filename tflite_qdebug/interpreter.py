@@ -1,0 +1,242 @@
+"""One face for the interpreters of TensorFlow, ai-edge-litert and tflite-runtime.
+
+It feeds exactly what it is given (an integer input quantizes floats, clipped; nothing else is cast, nothing is resized
+unless the model's shape is dynamic) and says which kernels really ran.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from tflite_qdebug import tf_private
+from tflite_qdebug.errors import DatasetError, InterpreterError, OptionError
+from tflite_qdebug.quantization import QuantizationParameters
+
+__all__ = ["Delegate", "Interpreter", "TensorInfo"]
+
+_log = logging.getLogger(__name__)
+
+
+class Delegate(NamedTuple):
+    """A delegate's shared library and its options, loaded when an interpreter is opened."""
+
+    library: str
+    options: Mapping[str, str] = {}
+
+
+class TensorInfo:
+    """What the interpreter says of one tensor.
+
+    Attributes:
+        index: As in the model.
+        name: The tensor's name.
+        shape: Now, after allocation.
+        dynamic_shape: With -1 where the model leaves the size open.
+        dtype: numpy's.
+        quantization: None without scales.
+    """
+
+    __slots__ = ("dtype", "dynamic_shape", "index", "name", "quantization", "shape")
+
+    def __init__(self, detail: Mapping[str, Any]) -> None:
+        """Reads one entry of ``get_tensor_details()``."""
+        self.index = int(detail["index"])
+        self.name = str(detail["name"])
+        self.shape = tuple(int(size) for size in detail["shape"])
+        self.dynamic_shape = tuple(int(size) for size in detail.get("shape_signature", self.shape))
+        self.dtype = np.dtype(detail["dtype"])
+        self.quantization = QuantizationParameters.from_detail(detail)
+
+
+class Interpreter:
+    """A model, ready to run.
+
+    Attributes:
+        runtime: Name of the package that runs it.
+        version: Its version.
+        kernels: The kernels in use: ``xnnpack`` (the runtime's default delegate), ``builtin`` or ``reference``.
+        notes: What the reader of a result must know, such as a fallback of ``auto`` to the builtin kernels.
+    """
+
+    def __init__(
+        self,
+        model: bytes,
+        runtime: str = "auto",
+        kernels: str = "auto",
+        threads: int = 1,
+        delegates: Sequence[Delegate] = (),
+    ) -> None:
+        """Opens a model and allocates its tensors.
+
+        Args:
+            model: Content of a ``.tflite``.
+            runtime: ``tensorflow``, ``ai_edge_litert``, ``tflite_runtime``, or ``auto``: the first installed.
+            kernels: ``auto``: the runtime's default, XNNPACK where it takes the model, else the builtin kernels, which
+                is logged and noted; ``builtin``: optimized kernels without a delegate; ``reference``.
+            threads: Threads of the kernels.
+            delegates: Delegates to load and apply.
+
+        Raises:
+            OptionError: For an unknown runtime or kernels.
+            InterpreterError: Where the runtime refuses the model, the kernels or a delegate.
+        """
+        if kernels not in tf_private.KERNELS:
+            raise OptionError("got kernels {!r}, expected {}".format(kernels, ", ".join(tf_private.KERNELS)))
+        if not isinstance(threads, int) or threads < 1:
+            raise OptionError("got threads {!r}, expected an integer >= 1".format(threads))
+        opened = tf_private.open_runtime(runtime)
+        self.runtime, self.version = opened.name, opened.version
+        self.notes = []  # type: List[str]
+        self._model = model
+        loaded = [_load_delegate(opened, delegate) for delegate in delegates]
+        self.delegates = tuple(delegates)
+        self._interpreter, self.kernels = self._open(opened, kernels, threads, loaded)
+        self._view = tf_private.tensor_view(self._interpreter)
+        self._read_details()
+
+    def _open(self, runtime: tf_private.Runtime, kernels: str, threads: int, loaded: List[Any]) -> Tuple[Any, str]:
+        try:
+            return self._allocated(runtime, kernels, threads, loaded), "xnnpack" if kernels == "auto" else kernels
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            if kernels == "auto" and not loaded and "XNNPACK" in str(error).upper():
+                try:
+                    interpreter = self._allocated(runtime, "builtin", threads, loaded)
+                except (RuntimeError, ValueError):
+                    pass
+                else:
+                    note = "XNNPACK refuses this model ({}); the builtin kernels ran instead".format(reason)
+                    _log.warning(note)
+                    self.notes.append(note)
+                    return interpreter, "builtin"
+            raise InterpreterError(
+                "{} {} cannot run the model with kernels={!r}{}: {}".format(
+                    runtime.name, runtime.version, kernels, " and a delegate" if loaded else "", reason
+                )
+            ) from error
+
+    def _allocated(self, runtime: tf_private.Runtime, kernels: str, threads: int, loaded: List[Any]) -> Any:
+        with tf_private.captured_chatter():
+            interpreter = tf_private.new_interpreter(runtime, self._model, kernels, threads, loaded)
+            interpreter.allocate_tensors()
+        return interpreter
+
+    def _read_details(self) -> None:
+        self.inputs = [TensorInfo(detail) for detail in self._interpreter.get_input_details()]
+        self.outputs = [TensorInfo(detail) for detail in self._interpreter.get_output_details()]
+
+    def feed(self, arrays: Sequence[np.ndarray]) -> None:
+        """Sets the inputs.
+
+        Args:
+            arrays: One array for each input, in input order, of the input's shape and dtype; a float32 array for an
+                integer input with a scale is quantized, and clipped to the type's range.
+
+        Raises:
+            DatasetError: For another count, shape or dtype.
+        """
+        if len(arrays) != len(self.inputs):
+            raise DatasetError(
+                "Number of inputs provided ({}) does not match number of inputs to the model ({})".format(
+                    len(arrays), len(self.inputs)
+                )
+            )
+        shapes = [np.shape(array) for array in arrays]
+        if any(shape != info.shape for shape, info in zip(shapes, self.inputs)):
+            self._resize(shapes)
+        for array, info in zip(arrays, self.inputs):
+            if array.dtype != info.dtype:
+                if array.dtype != np.float32 or info.quantization is None:
+                    raise DatasetError(
+                        "input {!r}: got dtype {}, expected {}; convert it with array.astype".format(
+                            info.name, array.dtype, info.dtype
+                        )
+                    )
+                array = info.quantization.quantize(array, info.dtype)
+            self._interpreter.set_tensor(info.index, array)
+
+    def _resize(self, shapes: Sequence[Tuple[int, ...]]) -> None:
+        """Gives dynamic inputs the sample's shape; a fixed dimension that differs is an error."""
+        for shape, info in zip(shapes, self.inputs):
+            fits = len(shape) == len(info.dynamic_shape) and all(
+                expected in (-1, size) for size, expected in zip(shape, info.dynamic_shape)
+            )
+            if not fits:
+                raise DatasetError(
+                    "input {!r}: got shape {}, expected {}".format(info.name, tuple(shape), info.dynamic_shape)
+                )
+            self._interpreter.resize_tensor_input(info.index, shape, strict=True)
+        self._interpreter.allocate_tensors()
+        self._read_details()
+
+    def invoke(self, arrays: Sequence[np.ndarray]) -> None:
+        """Feeds one sample and runs the model; views made before it must be gone.
+
+        Raises:
+            DatasetError: As `feed`.
+            InterpreterError: Where a kernel fails.
+        """
+        self.feed(arrays)
+        try:
+            self._interpreter.invoke()
+        except RuntimeError as error:
+            raise InterpreterError(
+                "{} {} failed while running the model with {} kernels: {}".format(
+                    self.runtime, self.version, self.kernels, str(error).strip()
+                )
+            ) from error
+
+    def view(self, index: int) -> np.ndarray:
+        """Returns the memory of a tensor, not copied; let go of it before the next `invoke`."""
+        return self._view(index)
+
+    def read(self, index: int) -> np.ndarray:
+        """Returns a copy of a tensor."""
+        return self._interpreter.get_tensor(index)
+
+    def read_outputs(self, dequantized: bool = False) -> List[np.ndarray]:
+        """Returns copies of the outputs, in output order; ``dequantized``: as float32 where they carry a scale."""
+        outputs = []
+        for info in self.outputs:
+            values = self._interpreter.get_tensor(info.index)
+            if dequantized and info.quantization is not None and values.dtype != np.float32:
+                values = info.quantization.dequantize(values)
+            outputs.append(values)
+        return outputs
+
+    def reset_variables(self) -> None:
+        """Sets the state of recurrent layers back to its beginning."""
+        self._interpreter.reset_all_variables()
+
+    def tensor_infos(self) -> Dict[int, TensorInfo]:
+        """Returns what is known of every tensor of the main subgraph, by index."""
+        return {int(detail["index"]): TensorInfo(detail) for detail in self._interpreter.get_tensor_details()}
+
+    def provenance(self) -> Dict[str, Any]:
+        """Returns which code ran, for the saved run."""
+        return {
+            "runtime": self.runtime,
+            "runtime_version": self.version,
+            "kernels": self.kernels,
+            "delegates": [{"library": d.library, "options": dict(d.options)} for d in self.delegates],
+            "numpy": np.__version__,
+            "python": "{}.{}.{}".format(*sys.version_info[:3]),
+        }
+
+
+def _load_delegate(runtime: tf_private.Runtime, delegate: Delegate) -> Any:
+    load = runtime.load_delegate  # type: Callable[..., Any]
+    try:
+        return load(delegate.library, dict(delegate.options))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip() or "the library gave no reason"
+        raise InterpreterError(
+            "cannot load the delegate {} with options {}: {}; check the library's path, the options and that the device "
+            "is plugged in".format(delegate.library, dict(delegate.options), reason)
+        ) from error
+
+

@@ -1,0 +1,340 @@
+"""A run's results as plain data: layers, statistics, provenance; saved with a format version, loaded, merged.
+
+Reports read a ``Run`` and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+
+import numpy as np
+
+from tflite_qdebug.errors import ModelError, OptionError, OutputError, did_you_mean
+from tflite_qdebug.statistics import TENSORFLOW_METRICS, ErrorStatistics
+
+__all__ = ["FORMAT_VERSION", "Layer", "Run"]
+
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One row of a report: a quantized tensor and the float tensor that it is held against.
+
+    Attributes:
+        node: The name under which the operator can be denylisted.
+        op_name: Operator that produced the quantized tensor, ``CONV_2D``.
+        operator: Its position in the debug model.
+        tensor_name: Name of the quantized tensor in the debug model.
+        tensor_idx: Its index there.
+        float_idx: Index of the float tensor.
+        dequantized_idx: Index of a tensor that already holds the dequantized values, or None.
+        shape: Of both tensors.
+        dtype: numpy name of the quantized tensor's type; ``float32`` where only weights are quantized.
+        scale: Real units per step; None where the tensor is not quantized.
+        zero_point: Integer that stands for 0.0; None where the tensor is not quantized.
+        key: The name of TensorFlow's NumericVerify output, the key in ``layer_statistics``.
+    """
+
+    node: str
+    op_name: str
+    operator: int
+    tensor_name: str
+    tensor_idx: int
+    float_idx: int
+    dequantized_idx: Optional[int]
+    shape: Tuple[int, ...]
+    dtype: str
+    scale: Optional[float]
+    zero_point: Optional[int]
+    key: str
+
+    @property
+    def levels(self) -> float:
+        """Number of integers that the type has; NaN for a float tensor."""
+        dtype = np.dtype(self.dtype)
+        return float("nan") if dtype.kind == "f" else float(2 ** (8 * dtype.itemsize))
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Layer:
+        """Reads what ``dataclasses.asdict`` gave."""
+        return cls(**{**fields, "shape": tuple(fields["shape"])})
+
+
+class Run:
+    """What one run over a debug dataset measured.
+
+    Attributes:
+        verify: ``per_layer`` (the error each operator adds) or ``whole_model`` (the accumulated error).
+        layers: In execution order.
+        statistics: Pooled error, one row per layer.
+        metrics: The user's layer metrics: ``{name: one value per layer}``, the mean over samples, NaN left out.
+        model_metrics: The user's model metrics: ``{name: mean over samples}``.
+        provenance: What is needed to repeat the run: versions, kernels, hashes, dataset, options.
+        notes: What the reader must know.
+    """
+
+    def __init__(
+        self,
+        verify: str,
+        layers: List[Layer],
+        statistics: ErrorStatistics,
+        metrics: Optional[Dict[str, np.ndarray]] = None,
+        model_metrics: Optional[Dict[str, float]] = None,
+        provenance: Optional[Dict[str, Any]] = None,
+        notes: Optional[List[str]] = None,
+    ) -> None:
+        """Keeps the parts."""
+        self.verify = verify
+        self.layers = layers
+        self.statistics = statistics
+        self.metrics = metrics or {}
+        self.model_metrics = model_metrics or {}
+        self.provenance = provenance or {}
+        self.notes = notes or []
+
+    def columns(self) -> Dict[str, np.ndarray]:
+        """Returns the report's columns, each with one value per layer, in execution order.
+
+        Units: ``scale``, ``bias``, ``rmse``, ``max_abs_error``, ``range`` and ``worst_rmse`` are in the tensor's real units,
+        ``sqnr_db`` in dB, shares between 0 and 1. ``range`` is ``scale`` times the number of steps (255 for int8).
+        ``rmse_over_scale`` has a floor of 1 / sqrt(12) = 0.2887 for pure rounding.
+        """
+        statistics = self.statistics
+        scale = np.array([math.nan if layer.scale is None else layer.scale for layer in self.layers])
+        zero_point = np.array([math.nan if layer.zero_point is None else layer.zero_point for layer in self.layers])
+        levels = np.array([layer.levels for layer in self.layers])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            columns = {
+                "node": np.array([layer.node for layer in self.layers], dtype=object),
+                "op_name": np.array([layer.op_name for layer in self.layers], dtype=object),
+                "tensor_idx": np.array([layer.tensor_idx for layer in self.layers]),
+                "shape": np.array([str(layer.shape) for layer in self.layers], dtype=object),
+                "dtype": np.array([layer.dtype for layer in self.layers], dtype=object),
+                "scale": scale,
+                "zero_point": zero_point,
+                "range": scale * (levels - 1),
+                "num_elements": statistics.num_elements,
+                "bias": statistics.bias,
+                "rmse": statistics.rmse,
+                "rmse_over_scale": statistics.rmse / scale,
+                "sqnr_db": statistics.sqnr_db,
+                "cosine": statistics.cosine,
+                "max_abs_error": statistics.max_abs_error,
+                "saturated_low": statistics.saturated_low,
+                "saturated_high": statistics.saturated_high,
+                "range_used": statistics.range_used(levels),
+                "worst_sample": statistics.worst_sample,
+                "worst_rmse": np.sqrt(np.maximum(statistics.worst_mean_squared_error, 0.0)),
+            }
+        columns.update(self.metrics)
+        columns["tensor_name"] = np.array([layer.tensor_name for layer in self.layers], dtype=object)
+        return columns
+
+    def frame(self) -> Any:
+        """Returns the columns as a pandas DataFrame, one row per layer.
+
+        Raises:
+            MissingPackageError: Where pandas is not installed.
+        """
+        from tflite_qdebug.reports.tables import to_frame
+
+        return to_frame(self.columns())
+
+    def worst(self, criterion: str = "rmse_over_scale", count: Optional[int] = None) -> List[int]:
+        """Returns the positions of the worst layers, worst first.
+
+        Args:
+            criterion: A numeric column; large is bad, except for ``sqnr_db`` and ``cosine``, where small is. NaN and
+                infinity count as the worst of all where they come from the values, and last where the column does not
+                apply to a layer (a float tensor has no scale).
+            count: How many; all where None.
+
+        Raises:
+            OptionError: For a column that does not exist or holds no numbers.
+        """
+        columns = self.columns()
+        if criterion not in columns or columns[criterion].dtype == object:
+            names = [name for name, values in columns.items() if values.dtype != object]
+            raise OptionError(
+                "got criterion {!r}, expected one of {}.{}".format(
+                    criterion, ", ".join(names), did_you_mean(criterion, names)
+                )
+            )
+        badness = columns[criterion].astype(np.float64)
+        if criterion in ("sqnr_db", "cosine"):
+            badness = -badness
+        broken = ~np.isfinite(self.statistics.sums).all(axis=1)
+        badness = np.where(broken, np.inf, np.where(np.isnan(badness), -np.inf, badness))
+        order = np.argsort(-badness, kind="stable")
+        return [int(position) for position in order[:count]]
+
+    def tensorflow_statistics(self) -> Dict[str, Dict[str, float]]:
+        """Returns ``{NumericVerify name: {metric: value}}`` as TensorFlow's debugger aggregates them."""
+        values = self.statistics.tensorflow_metrics()
+        result = {}  # type: Dict[str, Dict[str, float]]
+        for position, layer in enumerate(self.layers):
+            row = dict(zip(TENSORFLOW_METRICS, values[position].tolist()))
+            row.update({name: float(column[position]) for name, column in self.metrics.items()})
+            result[layer.key] = row
+        return result
+
+    def __add__(self, other: Run) -> Run:
+        """Returns the run over the samples of both, which must be of the same debug model.
+
+        Raises:
+            ModelError: Where the layers differ.
+        """
+        if self.layers != other.layers or self.verify != other.verify:
+            raise ModelError(
+                "cannot merge a {} run of {} layers with a {} run of {} layers: they are of different debug models".format(
+                    self.verify, len(self.layers), other.verify, len(other.layers)
+                )
+            )
+        shares = [self.statistics.samples, other.statistics.samples]
+        notes = self.notes + [note for note in other.notes if note not in self.notes]
+        return Run(
+            self.verify,
+            self.layers,
+            self.statistics + other.statistics,
+            {name: _weighted(self.metrics[name], other.metrics[name], shares) for name in self.metrics},
+            {
+                name: float(_weighted(self.model_metrics[name], other.model_metrics[name], shares))
+                for name in self.model_metrics
+            },
+            {"parts": [self.provenance, other.provenance]},
+            notes,
+        )
+
+    def to_dict(self) -> Dict[str, Any]:
+        """Returns plain data, ready for JSON."""
+        return {
+            "format": "tflite_qdebug run",
+            "format_version": FORMAT_VERSION,
+            "verify": self.verify,
+            "layers": [dataclasses.asdict(layer) for layer in self.layers],
+            "statistics": self.statistics.to_dict(),
+            "metrics": {name: np.asarray(values).tolist() for name, values in self.metrics.items()},
+            "model_metrics": self.model_metrics,
+            "provenance": self.provenance,
+            "notes": self.notes,
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Run:
+        """Reads what ``to_dict`` gave.
+
+        Raises:
+            ModelError: For data of another kind or of a newer format.
+        """
+        if fields.get("format") != "tflite_qdebug run" or fields.get("format_version") != FORMAT_VERSION:
+            raise ModelError(
+                "got {!r} version {!r}, expected a saved run of format version {}".format(
+                    fields.get("format"), fields.get("format_version"), FORMAT_VERSION
+                )
+            )
+        return cls(
+            fields["verify"],
+            [Layer.from_dict(layer) for layer in fields["layers"]],
+            ErrorStatistics.from_dict(fields["statistics"]),
+            {name: np.asarray(values, dtype=np.float64) for name, values in fields["metrics"].items()},
+            dict(fields["model_metrics"]),
+            dict(fields["provenance"]),
+            list(fields["notes"]),
+        )
+
+    def save(self, path: Union[str, os.PathLike[str]]) -> None:
+        """Writes the run as JSON; an existing file is replaced only once the new one is whole.
+
+        Raises:
+            OutputError: Where it cannot be written.
+        """
+        write_atomically(path, json.dumps(_encoded(self.to_dict()), indent=1, allow_nan=False).encode())
+
+    @classmethod
+    def load(cls, path: Union[str, os.PathLike[str]]) -> Run:
+        """Reads a run that `save` wrote.
+
+        Raises:
+            ModelError: Where there is no such file or it is not a saved run.
+        """
+        try:
+            with open(path, "rb") as file:
+                return cls.from_dict(_decoded(json.loads(file.read())))
+        except OSError as error:
+            raise ModelError("cannot read the run {}: {}".format(os.fspath(path), error.strerror)) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError("{} is not a saved run: {}".format(os.fspath(path), error)) from error
+
+    def __repr__(self) -> str:
+        return "Run({}, {} layers, {} samples)".format(self.verify, len(self.layers), self.statistics.samples)
+
+
+def _weighted(first: Any, second: Any, shares: List[int]) -> np.ndarray:
+    values, weights = np.array([first, second], dtype=np.float64), np.array(shares, dtype=np.float64)
+    weights = np.where(np.isnan(values), 0.0, weights.reshape((2,) + (1,) * (values.ndim - 1)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.nansum(values * weights, axis=0) / weights.sum(axis=0)
+
+
+# JSON has no word for NaN and infinity, and readers other than Python's refuse the ones that Python writes.
+_WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def _encoded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _encoded(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_encoded(entry) for entry in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"number": "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")}
+    return value
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, dict):
+        if len(value) == 1 and value.get("number") in _WORDS:
+            return _WORDS[value["number"]]
+        return {key: _decoded(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_decoded(entry) for entry in value]
+    return value
+
+
+def write_atomically(path: Union[str, os.PathLike[str]], content: bytes) -> None:
+    """Writes a file so that a full disk or a crash leaves either the old one or the new one, never half of it.
+
+    Raises:
+        OutputError: Where it cannot be written.
+    """
+    path = os.fspath(path)
+    folder = os.path.dirname(os.path.abspath(path))
+    temporary = None
+    try:
+        os.makedirs(folder, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=os.path.basename(path) + ".")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+        raise OutputError("cannot write {}: {}".format(path, error.strerror or error)) from error
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -11,27 +11,21 @@ import collections
 import os
 import queue
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, TypeVar
+from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, TypeVar
 
 import numpy as np
 
 from tflite_qdebug.errors import DatasetError, InterpreterError, MetricError, OptionError
 from tflite_qdebug.interpreter import Delegate, Interpreter
+from tflite_qdebug.kernels import COLUMNS, measure_pair
 from tflite_qdebug.progress import track
 from tflite_qdebug.record import Layer
 from tflite_qdebug.statistics import ErrorStatistics, SampleSums
 
 __all__ = ["Backend", "Collected", "LayerMetrics", "PairReader", "collect_layer_errors", "map_samples"]
 
-import threading
-_LOCK = threading.Lock()
 T = TypeVar("T")
 Sample = Any  # datasets.Sample; anything with `index` and `inputs`
-
-# Layers up to this many elements are gathered and measured together: for them the calls cost more than the arithmetic.
-_GATHERED = 4096
-# Larger ones are measured in blocks whose float values, errors and dequantized values stay in the second-level cache.
-_BLOCK = 131072
 
 
 class Backend(NamedTuple):
@@ -132,181 +126,36 @@ def map_samples(
 
 
 class PairReader:
-    """Reads the sums of all layers out of an interpreter that has just run.
-
-    Args given once: which tensors; what one call needs (buffers, positions) is made at the first sample and again when
-    a dynamic shape changed.
-    """
+    """Reads the sums of all layers out of an interpreter that has just run."""
 
     def __init__(self, interpreter: Interpreter, layers: Sequence[Layer]) -> None:
+        """Prepares what does not change from sample to sample."""
         self._interpreter = interpreter
         self._layers = layers
-        self._ends = [
-            (np.iinfo(layer.dtype).min, np.iinfo(layer.dtype).max) if np.dtype(layer.dtype).kind in "iu" else None
-            for layer in layers
-        ]
-        self._sizes = None  # type: Optional[List[int]]
-        # Where an end of the integer range has been seen, its values are counted; until then the extreme is looked for.
-        self._seen = np.zeros((len(layers), 2), dtype=bool)
+        self._measure = measure_pair()[1]
+        self._arguments = [_kernel_arguments(layer) for layer in layers]
 
     def read(self) -> SampleSums:
         """Returns what the sample that has just run adds."""
-        view = self._interpreter.view
-        floats = [view(layer.float_idx).reshape(-1) for layer in self._layers]
-        quantized = [view(layer.tensor_idx).reshape(-1) for layer in self._layers]
-        sizes = [values.size for values in floats]
-        if sizes != self._sizes:
-            self._prepare(sizes, [values.size for values in quantized])
-        sample = SampleSums(len(self._layers))
-        with np.errstate(invalid="ignore", over="ignore"):
-            for group in self._groups:
-                self._read_gathered(sample, group, floats, quantized)
-            for position in self._large:
-                self._read_large(sample, position, floats[position], quantized[position])
-        return sample
-
-    def _prepare(self, sizes: List[int], quantized_sizes: List[int]) -> None:
-        for layer, size, quantized_size in zip(self._layers, sizes, quantized_sizes):
-            if size != quantized_size:
+        view, measure = self._interpreter.view, self._measure
+        rows = np.zeros((len(self._layers), COLUMNS))
+        for layer, arguments, row in zip(self._layers, self._arguments, rows):
+            values, reference = view(layer.tensor_idx).reshape(-1), view(layer.float_idx).reshape(-1)
+            if values.size != reference.size:
                 raise InterpreterError(
                     "layer {!r}: its float tensor has {} elements and its quantized tensor {}; they are no pair".format(
-                        layer.node, size, quantized_size
+                        layer.node, reference.size, values.size
                     )
                 )
-        self._sizes = sizes
-        small = [position for position, size in enumerate(sizes) if 0 < size <= _GATHERED]
-        self._large = [position for position, size in enumerate(sizes) if size > _GATHERED]
-        # One group per type, so that the integers can be gathered without a cast.
-        dtypes = sorted({self._layers[position].dtype for position in small})
-        self._groups = [
-            _Group([position for position in small if self._layers[position].dtype == dtype], self._layers, sizes)
-            for dtype in dtypes
-        ]
-        block = min(_BLOCK, max([sizes[position] for position in self._large], default=1))
-        self._error = np.empty(block, dtype=np.float32)
-        self._dequantized = np.empty(block, dtype=np.float32)
-        self._ones = np.ones(block, dtype=np.float32)
-
-    def _read_gathered(
-        self, sample: SampleSums, group: _Group, floats: List[np.ndarray], quantized: List[np.ndarray]
-    ) -> None:
-        reference = np.concatenate([floats[position] for position in group.positions], out=group.reference)
-        integers = np.concatenate([quantized[position] for position in group.positions], out=group.integers)
-        if group.scale is None:
-            error = integers.astype(np.float64)
-            error -= reference
-        else:
-            # In float32 as the kernel does it, then exactly: the sums of few elements can afford float64.
-            dequantized = (integers.astype(np.float32) - group.zero_point) * group.scale
-            error = np.subtract(dequantized, reference).astype(np.float64)
-        signal = reference.astype(np.float64)
-        add, starts, rows = np.add.reduceat, group.starts, group.positions
-        error_sum, error_squared = add(error, starts), add(error * error, starts)
-        sample.sums[rows, :5] = np.stack(
-            [group.sizes, error_sum, error_squared, add(signal * signal, starts), add(error * signal, starts)], axis=1
-        )
-        mean = error_sum / group.sizes
-        sample.stddev[rows] = np.sqrt(np.maximum(error_squared / group.sizes - mean * mean, 0.0))
-        sample.max_abs_error[rows] = np.maximum.reduceat(np.abs(error), starts)
-        ends = self._ends[group.positions[0]]
-        if ends is not None:
-            sample.integer_range[rows, 0] = np.minimum.reduceat(integers, starts)
-            sample.integer_range[rows, 1] = np.maximum.reduceat(integers, starts)
-            sample.sums[rows, 5] = add((integers == ends[0]).astype(np.int64), starts)
-            sample.sums[rows, 6] = add((integers == ends[1]).astype(np.int64), starts)
-
-    def _read_large(self, sample: SampleSums, position: int, reference: np.ndarray, integers: np.ndarray) -> None:
-        layer = self._layers[position]
-        ready = None
-        if layer.dequantized_idx is not None:
-            ready = self._interpreter.view(layer.dequantized_idx).reshape(-1)
-        elif layer.scale is None:
-            ready = integers
-        error_sum = error_squared = float_squared = error_float = 0.0
-        lowest, highest = [], []
-        size, dot, ones = reference.size, np.dot, self._ones
-        for start in range(0, size, _BLOCK):
-            signal = reference if size <= _BLOCK else reference[start : start + _BLOCK]
-            count = signal.size
-            error = self._error[:count]
-            if ready is not None:
-                np.subtract(ready[start : start + count], signal, error)
-            else:
-                dequantized = self._dequantized[:count]
-                np.copyto(dequantized, integers[start : start + count], casting="unsafe")
-                dequantized -= np.float32(layer.zero_point)
-                dequantized *= np.float32(layer.scale)
-                np.subtract(dequantized, signal, error)
-            # Dot products run in vector instructions, which numpy's sum does only in part.
-            error_sum += float(dot(error, ones[:count]))
-            error_squared += float(dot(error, error))
-            float_squared += float(dot(signal, signal))
-            error_float += float(dot(error, signal))
-            lowest.append(np.minimum.reduce(error))
-            highest.append(np.maximum.reduce(error))
-        sample.sums[position, :5] = size, error_sum, error_squared, float_squared, error_float
-        sample.max_abs_error[position] = np.maximum(np.max(highest), -np.min(lowest)) if len(lowest) > 1 else np.maximum(highest[0], -lowest[0])
-        sample.stddev[position] = self._deviation(position, reference, integers, ready, error_sum, error_squared)
-        if self._ends[position] is not None:
-            self._read_integers(sample, position, integers)
-
-    def _deviation(
-        self,
-        position: int,
-        reference: np.ndarray,
-        integers: np.ndarray,
-        ready: Optional[np.ndarray],
-        error_sum: float,
-        error_squared: float,
-    ) -> float:
-        """Returns the standard deviation of one layer's error in this sample.
-
-        Where the bias is most of the error, the difference of the two sums would cancel, so the deviation is taken
-        around the mean in a second pass.
-        """
-        size = reference.size
-        mean, mean_squared = error_sum / size, error_squared / size
-        variance = mean_squared - mean * mean
-        if variance > 0.1 * mean_squared or not np.isfinite(variance):
-            return float(np.sqrt(variance))
-        layer = self._layers[position]
-        if ready is None:
-            ready = (integers.astype(np.float32) - np.float32(layer.zero_point)) * np.float32(layer.scale)
-        return float(np.std((ready - reference).astype(np.float64)))
-
-    def _read_integers(self, sample: SampleSums, position: int, integers: np.ndarray) -> None:
-        low, high = self._ends[position]  # type: ignore[misc]
-        seen = self._seen[position]
-        if not seen[0]:
-            sample.integer_range[position, 0] = least = int(np.minimum.reduce(integers))
-            seen[0] = least == low
-        if seen[0]:
-            sample.sums[position, 5] = count = np.count_nonzero(integers == low)
-            sample.integer_range[position, 0] = low if count else np.minimum.reduce(integers)
-        if not seen[1]:
-            sample.integer_range[position, 1] = greatest = int(np.maximum.reduce(integers))
-            seen[1] = greatest == high
-        if seen[1]:
-            sample.sums[position, 6] = count = np.count_nonzero(integers == high)
-            sample.integer_range[position, 1] = high if count else np.maximum.reduce(integers)
+            measure(values, reference, *arguments, row)
+        return SampleSums(rows)
 
 
-class _Group:
-    """Small layers of one type, laid end to end."""
-
-    def __init__(self, positions: List[int], layers: Sequence[Layer], sizes: List[int]) -> None:
-        self.positions = positions
-        self.sizes = np.array([sizes[position] for position in positions])
-        self.starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
-        total = int(self.sizes.sum())
-        self.reference = np.empty(total, dtype=np.float32)
-        self.integers = np.empty(total, dtype=layers[positions[0]].dtype)
-        self.scale = self.zero_point = None  # type: Optional[np.ndarray]
-        if layers[positions[0]].scale is not None:
-            scales = [layers[position].scale for position in positions]
-            points = [layers[position].zero_point for position in positions]
-            self.scale = np.repeat(np.array(scales, dtype=np.float32), self.sizes)
-            self.zero_point = np.repeat(np.array(points, dtype=np.float32), self.sizes)
+def _kernel_arguments(layer: Layer) -> Tuple[float, float, int, int]:
+    if layer.scale is None:
+        return 1.0, 0.0, 0, 0
+    limits = np.iinfo(layer.dtype)
+    return float(layer.scale), float(layer.zero_point or 0), int(limits.min), int(limits.max)
 
 
 class _Worker:
@@ -328,7 +177,6 @@ class _Worker:
         self._outputs = outputs
         self._stateful = stateful
         self._reader = PairReader(interpreter, layers)
-        self._reading = _LOCK
 
     def measure(self, sample: Sample) -> Any:
         """Runs one sample; returns its sums, the layer metrics ``(metrics, layers)`` and the model metrics."""
@@ -336,8 +184,7 @@ class _Worker:
             if self._stateful:
                 self.interpreter.reset_variables()
             self.interpreter.invoke(sample.inputs)
-            with self._reading:
-                sums = self._reader.read()
+            sums = self._reader.read()
             return sums, self._layer_metrics(sample), self._model_metrics(sample)
         except DatasetError as error:
             raise DatasetError("sample {}: {}".format(sample.index, error)) from error
@@ -467,7 +314,7 @@ def collect_layer_errors(
         statistics,
         dict(zip(names, means)),
         dict(zip(metrics.model, (float(value) for value in averages))),
-        dict(workers[0].interpreter.provenance(), workers=len(workers)),
+        dict(workers[0].interpreter.provenance(), workers=len(workers), statistics=measure_pair()[0]),
         notes,
     )
 

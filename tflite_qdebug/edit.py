@@ -99,8 +99,7 @@ def _append_outputs(unpacked: Any, tensors: Iterable[int]) -> None:
 def strip_numeric_verify(model: Model, verify: str = "per_layer") -> DebugModel:
     """Turns TensorFlow's debug model into one without its slow NumericVerify operators.
 
-    Both inputs of each become outputs, from which the same difference is computed outside; so does a dequantized copy of
-    the quantized one, where the model makes it anyway.
+    Both inputs of each become outputs, from which the same difference is computed outside.
 
     Raises:
         ModelError: Where the model has no NumericVerify operator, or more than one subgraph.
@@ -113,8 +112,7 @@ def strip_numeric_verify(model: Model, verify: str = "per_layer") -> DebugModel:
             "means that it was not made for debugging, or that the denylist leaves nothing quantized"
         )
     _require_single_subgraph(model, "the debugger")
-    dequantized = {op.inputs[0]: op.outputs[0] for op in main.operators if op.name == "DEQUANTIZE"}
-    layers = tuple(_verified_layer(model, operator, dequantized) for operator in verifiers)
+    layers = tuple(_verified_layer(model, operator) for operator in verifiers)
     unpacked = _unpack(model)
     removed = {operator.index for operator in verifiers}
     table = unpacked.subgraphs[0]
@@ -128,14 +126,10 @@ def strip_numeric_verify(model: Model, verify: str = "per_layer") -> DebugModel:
 
 
 def _tensors_of(layers: Iterable[Layer]) -> list[int]:
-    tensors = []
-    for layer in layers:
-        tensors += [layer.tensor_idx, layer.float_idx]
-        tensors += [] if layer.dequantized_idx is None else [layer.dequantized_idx]
-    return tensors
+    return [index for layer in layers for index in (layer.tensor_idx, layer.float_idx)]
 
 
-def _verified_layer(model: Model, verifier: Operator, dequantized: Mapping[int, int]) -> Layer:
+def _verified_layer(model: Model, verifier: Operator) -> Layer:
     main = model.main
     quantized, reference = (main.tensors[index] for index in verifier.inputs[:2])
     if quantized.quantization is None:
@@ -149,7 +143,6 @@ def _verified_layer(model: Model, verifier: Operator, dequantized: Mapping[int, 
         tensor_name=quantized.name,
         tensor_idx=quantized.index,
         float_idx=reference.index,
-        dequantized_idx=dequantized.get(quantized.index),
         shape=quantized.shape,
         dtype=quantized.dtype.name,
         scale=float(quantized.quantization.scale[0]),
@@ -461,8 +454,7 @@ class _PairBuilder:
                 tensor_name=quantized.name,
                 tensor_idx=quantized.index,
                 float_idx=copied,
-                dequantized_idx=None,
-                shape=quantized.shape,
+                    shape=quantized.shape,
                 dtype=quantized.dtype.name,
                 scale=None if parameters is None else float(parameters.scale[0]),
                 zero_point=None if parameters is None else int(parameters.zero_point[0]),
@@ -472,9 +464,7 @@ class _PairBuilder:
 
     def finish(self) -> DebugModel:
         """Writes the debug model."""
-        layers = tuple(
-            dataclasses.replace(layer, dequantized_idx=self._dequantized.get(layer.tensor_idx)) for layer in self.layers
-        )
+        layers = tuple(self.layers)
         self._writer.main.operators = [*self._writer.main.operators, *self._appended]
         _append_outputs(self._unpacked, _tensors_of(layers))
         models = (self._float, self._quantized)

@@ -33,7 +33,6 @@ class Layer:
         tensor_name: Name of the quantized tensor in the debug model.
         tensor_idx: Its index there.
         float_idx: Index of the float tensor.
-        dequantized_idx: Index of a tensor that already holds the dequantized values, or None.
         shape: Of both tensors.
         dtype: numpy name of the quantized tensor's type; ``float32`` where only weights are quantized.
         scale: Real units per step; None where the tensor is not quantized.
@@ -47,7 +46,6 @@ class Layer:
     tensor_name: str
     tensor_idx: int
     float_idx: int
-    dequantized_idx: Optional[int]
     shape: Tuple[int, ...]
     dtype: str
     scale: Optional[float]

@@ -31,12 +31,11 @@ class SampleSums:
 
     __slots__ = ("integer_range", "max_abs_error", "stddev", "sums")
 
-    def __init__(self, layers: int) -> None:
-        """Makes room for ``layers`` rows."""
-        self.sums = np.zeros((layers, len(_SUM_COLUMNS)))
-        self.max_abs_error = np.zeros(layers)
-        self.integer_range = np.zeros((layers, 2), dtype=np.int64)
-        self.stddev = np.zeros(layers)
+    def __init__(self, rows: np.ndarray) -> None:
+        """Takes the rows that ``kernels.measure_pair`` filled, float64 ``(layers, 11)``."""
+        self.sums = rows[:, : len(_SUM_COLUMNS)]
+        self.max_abs_error, self.stddev = rows[:, 7], rows[:, 8]
+        self.integer_range = rows[:, 9:11].astype(np.int64)
 
     def tensorflow_metrics(self) -> np.ndarray:
         """Returns TensorFlow's five default metrics of this sample, float64 ``(layers, 5)``."""

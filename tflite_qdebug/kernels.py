@@ -1,0 +1,69 @@
+"""The innermost loop: what one sample adds to one layer's statistics.
+
+Twice the same arithmetic: with numba, where it is installed, in one pass over memory; with numpy alone, in some ten. Both
+release the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Callable, Tuple
+
+import numpy as np
+
+__all__ = ["COLUMNS", "measure_pair"]
+
+#: What ``measure_pair`` fills: the seven columns of ``SampleSums.sums``, then max |e|, standard deviation of e, least and
+#: greatest integer.
+COLUMNS = 11
+
+# Errors and float values of a block stay in the second-level cache.
+_BLOCK = 65536
+
+
+def _with_numpy(
+    values: np.ndarray, reference: np.ndarray, scale: float, zero_point: float, low: int, high: int, row: np.ndarray
+) -> None:
+    quantized = low != high
+    scale, zero_point = np.float32(scale), np.float32(zero_point)
+    row[:] = 0.0
+    row[0] = reference.size
+    peaks = []
+    for start in range(0, reference.size, _BLOCK):
+        signal = reference[start : start + _BLOCK]
+        error = values[start : start + _BLOCK].astype(np.float32)
+        error -= zero_point
+        error *= scale
+        error -= signal
+        row[1] += np.add.reduce(error, dtype=np.float64)
+        # Dot products run in vector instructions, which numpy's sum does only in part.
+        row[2] += np.dot(error, error)
+        row[3] += np.dot(signal, signal)
+        row[4] += np.dot(error, signal)
+        peaks += [np.maximum.reduce(error), -np.minimum.reduce(error)]
+    row[7] = np.max(peaks) if peaks else 0.0
+    mean = row[1] / row[0] if row[0] else 0.0
+    variance = row[2] / row[0] - mean * mean if row[0] else 0.0
+    if variance < 0.1 * row[2] / max(row[0], 1.0):
+        # The bias is most of the error: the difference of the two sums would cancel.
+        variance = np.var((values.astype(np.float64) - zero_point) * np.float64(scale) - reference)
+    row[8] = np.sqrt(variance)
+    if quantized and reference.size:
+        row[9], row[10] = np.minimum.reduce(values), np.maximum.reduce(values)
+        row[5] = np.count_nonzero(values == low) if row[9] == low else 0
+        row[6] = np.count_nonzero(values == high) if row[10] == high else 0
+
+
+@functools.lru_cache(maxsize=None)
+def measure_pair() -> Tuple[str, Callable[..., Any]]:
+    """Returns which library measures, and the function ``f(values, reference, scale, zero_point, low, high, row)``.
+
+    ``values`` and ``reference`` are one-dimensional and equally long, the latter float32; ``low`` and ``high`` are the ends
+    of the integer type; ``row`` is float64 ``(COLUMNS,)``. Where only weights are quantized the values are float32, with
+    scale 1, zero point 0 and equal ends.
+    """
+    try:
+        from tflite_qdebug import numba_kernels
+    except ImportError:
+        return "numpy", _with_numpy
+    return "numba {}".format(numba_kernels.numba.__version__), numba_kernels.measure

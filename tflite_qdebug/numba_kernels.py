@@ -1,0 +1,110 @@
+"""The inner loop for numba: one short loop per purpose over a block that stays in cache, each a vector instruction stream.
+
+Imported only by ``kernels.measure_pair``, where numba is installed. Sums may be reordered, which vector instructions need;
+NaN and infinity keep their meaning, so the flags that assume their absence stay off.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+_FLAGS = {"reassoc", "contract", "nsz", "arcp"}
+_BLOCK = 4096
+_compiled = numba.njit(nogil=True, cache=True, fastmath=_FLAGS, error_model="numpy")
+
+
+@_compiled  # type: ignore[misc]
+def _errors(values: Any, reference: Any, scale: Any, zero_point: Any, errors: Any) -> None:
+    for i in range(values.size):
+        errors[i] = (np.float32(values[i]) - zero_point) * scale - reference[i]
+
+
+@_compiled  # type: ignore[misc]
+def _sums(errors: Any, reference: Any) -> Any:
+    total = squared = signal_squared = product = np.float32(0.0)
+    for i in range(errors.size):
+        error, signal = errors[i], reference[i]
+        total += error
+        squared += error * error
+        signal_squared += signal * signal
+        product += error * signal
+    return total, squared, signal_squared, product
+
+
+@_compiled  # type: ignore[misc]
+def _peak(bits: Any) -> Any:
+    # As integers, absolute values of floats are in the same order, and NaN is above infinity: it cannot get lost.
+    peak = np.int32(0)
+    for i in range(bits.size):
+        magnitude = bits[i] & np.int32(0x7FFFFFFF)
+        peak = magnitude if magnitude > peak else peak  # noqa: FURB136, PLR1730 - max() is not turned into vector code
+    return peak
+
+
+@_compiled  # type: ignore[misc]
+def _extremes(values: Any) -> Any:
+    least = greatest = values[0]
+    for i in range(values.size):
+        value = values[i]
+        least = value if value < least else least  # noqa: FURB136, PLR1730
+        greatest = value if value > greatest else greatest  # noqa: FURB136, PLR1730
+    return least, greatest
+
+
+@_compiled  # type: ignore[misc]
+def _count(values: Any, end: Any) -> Any:
+    count = np.int32(0)
+    for i in range(values.size):
+        count += np.int32(values[i] == end)
+    return count
+
+
+@_compiled  # type: ignore[misc]
+def _squared_about(values: Any, reference: Any, scale: Any, zero_point: Any, mean: Any) -> Any:
+    total = 0.0
+    for i in range(values.size):
+        deviation = (np.float64(values[i]) - np.float64(zero_point)) * np.float64(scale) - reference[i] - mean
+        total += deviation * deviation
+    return total
+
+
+@_compiled  # type: ignore[misc]
+def measure(values: Any, reference: Any, scale: Any, zero_point: Any, low: Any, high: Any, row: Any) -> None:
+    """As ``kernels.measure_pair`` describes."""
+    size = reference.size
+    step, offset = np.float32(scale), np.float32(zero_point)
+    errors = np.empty(min(size, _BLOCK), dtype=np.float32)
+    bits = errors.view(np.int32)
+    peak = np.zeros(1, dtype=np.int32)
+    total = squared = signal_squared = product = 0.0
+    count_low = count_high = 0
+    least, greatest = high, low
+    for start in range(0, size, _BLOCK):
+        block, signal = values[start : start + _BLOCK], reference[start : start + _BLOCK]
+        error = errors[: block.size]
+        _errors(block, signal, step, offset, error)
+        sums = _sums(error, signal)
+        total += sums[0]
+        squared += sums[1]
+        signal_squared += sums[2]
+        product += sums[3]
+        peak[0] = max(peak[0], _peak(bits[: block.size]))
+        if low != high:
+            extremes = _extremes(block)
+            least, greatest = min(least, extremes[0]), max(greatest, extremes[1])
+            if extremes[0] == low:
+                count_low += _count(block, extremes[0])
+            if extremes[1] == high:
+                count_high += _count(block, extremes[1])
+    mean = total / max(size, 1)
+    mean_squared = squared / max(size, 1)
+    variance = mean_squared - mean * mean
+    if variance < 0.1 * mean_squared:
+        # The bias is most of the error: the difference of the two sums would cancel.
+        variance = _squared_about(values, reference, step, offset, mean) / max(size, 1)
+    row[0], row[1], row[2], row[3], row[4] = size, total, squared, signal_squared, product
+    row[5], row[6], row[7], row[8] = count_low, count_high, peak.view(np.float32)[0], np.sqrt(variance)
+    row[9], row[10] = least, greatest

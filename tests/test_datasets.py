@@ -9,8 +9,9 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -360,9 +361,7 @@ def test_inputs_by_count_and_name(bad: Any, inputs: list[InputSpec], expected: s
 )
 def test_shape(shape: tuple[int, ...], expected: tuple[int, ...], message: str) -> None:
     sizes = tuple(1 if size == -1 else size for size in expected)
-    check_message(
-        [np.zeros(shape, np.float32)], [spec(expected)], "input 'x': got shape", [np.zeros(sizes, np.float32)]
-    )
+    check_message([np.zeros(shape, np.float32)], [spec(expected)], "input 'x': got shape", [np.zeros(sizes, np.float32)])
     check_message([np.zeros(shape, np.float32)], [spec(expected)], message, [np.zeros(sizes, np.float32)])
 
 
@@ -439,7 +438,7 @@ def test_large_finite_values_pass() -> None:
 
 @pytest.mark.parametrize(
     "source",
-    [[], (), {}, {"image": values()[:0]}, values()[:0], lambda: iter([]), iter([]), lambda: []],
+    [[], (), {}, {"image": values()[:0]}, values()[:0], lambda: iter([]), iter([]), list],
     ids=["list", "tuple", "dict", "dict of arrays", "array", "function", "iterator", "function of list"],
 )
 def test_empty(source: Any) -> None:
@@ -1088,9 +1087,7 @@ def test_no_file_of_the_package_imports_tensorflow() -> None:
     assert package.origin is not None
     files = list(Path(package.origin).parent.glob("*.py"))
     assert len(files) == 7
-    assert not [
-        path.name for path in files if "import tensorflow" in path.read_text().replace("import tensorflow_data", "")
-    ]
+    assert not [path.name for path in files if "import tensorflow" in path.read_text().replace("import tensorflow_data", "")]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

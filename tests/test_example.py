@@ -9,7 +9,7 @@ import pathlib
 import re
 import subprocess
 import sys
-from typing import Dict, List, Sequence, Tuple
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -72,7 +72,7 @@ def quantize(calibrated: bytes, denylisted_nodes: Sequence[str] = (), numeric_ve
     """Returns TensorFlow's own int8 model with float inputs and outputs."""
     from tensorflow.lite.python import convert
 
-    types = convert._types_pb2  # noqa: SLF001
+    types = convert._types_pb2
     return convert.mlir_quantize(
         calibrated,
         inference_type=types.INT8,
@@ -83,8 +83,8 @@ def quantize(calibrated: bytes, denylisted_nodes: Sequence[str] = (), numeric_ve
     )
 
 
-def operators(interpreter: object) -> List[dict]:
-    return interpreter._get_ops_details()  # type: ignore[attr-defined]  # noqa: SLF001
+def operators(interpreter: object) -> list[dict]:
+    return interpreter._get_ops_details()  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def calibrated() -> bytes:
 
 
 @pytest.fixture(scope="module")
-def ranking(calibrated: bytes) -> List[Tuple[str, float]]:
+def ranking(calibrated: bytes) -> list[tuple[str, float]]:
     """Each node with its RMSE / scale on the debug split, worst first, from the NumericVerify operators."""
     import tensorflow as tf
 
@@ -105,7 +105,7 @@ def ranking(calibrated: bytes) -> List[Tuple[str, float]]:
     details = {tensor["index"]: tensor for tensor in interpreter.get_tensor_details()}
     verified = [operator for operator in operators(interpreter) if operator["op_name"] == "NumericVerify"]
     image = interpreter.get_input_details()[0]["index"]
-    squares: Dict[int, float] = dict.fromkeys((operator["outputs"][0] for operator in verified), 0.0)
+    squares: dict[int, float] = dict.fromkeys((operator["outputs"][0] for operator in verified), 0.0)
     for inputs in example.debug_dataset():
         interpreter.set_tensor(image, inputs[0])
         interpreter.invoke()
@@ -169,7 +169,7 @@ def test_unknown_split_is_refused_with_the_known_ones(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "dataset"), [("representative", example.representative_dataset), ("debug", example.debug_dataset)]
 )
-def test_datasets_yield_the_split_one_by_one_and_again(name: str, dataset) -> None:  # noqa: ANN001
+def test_datasets_yield_the_split_one_by_one_and_again(name: str, dataset) -> None:
     images, _ = example.load_split(name)
     for _ in range(2):
         samples = list(dataset())
@@ -240,20 +240,18 @@ def test_debug_model_gives_the_outputs_of_the_int8_model(calibrated: bytes) -> N
     np.testing.assert_array_equal(outputs_of(quantize(calibrated, numeric_verify=True), images), int8)
 
 
-def test_the_worst_nodes_are_those_made_ill(ranking: List[Tuple[str, float]]) -> None:
+def test_the_worst_nodes_are_those_made_ill(ranking: list[tuple[str, float]]) -> None:
     assert {layer_of(node) for node, _ in ranking[:3]} == PROJECTIONS
     assert ranking[2][1] > 5.0
     assert ranking[3][1] < 1.0
 
 
-def test_few_of_the_worst_nodes_in_float_restore_the_accuracy(
-    calibrated: bytes, ranking: List[Tuple[str, float]]
-) -> None:
+def test_few_of_the_worst_nodes_in_float_restore_the_accuracy(calibrated: bytes, ranking: list[tuple[str, float]]) -> None:
     restored = accuracy(quantize(calibrated, [node for node, _ in ranking[:3]]))
     assert restored >= accuracy(example.float_model()) - 0.015
 
 
-def test_the_least_bad_nodes_in_float_do_not(calibrated: bytes, ranking: List[Tuple[str, float]]) -> None:
+def test_the_least_bad_nodes_in_float_do_not(calibrated: bytes, ranking: list[tuple[str, float]]) -> None:
     healthy = [node for node, _ in ranking[-6:]]
     assert accuracy(quantize(calibrated, healthy)) <= accuracy(example.float_model()) - 0.08
 

@@ -6,6 +6,7 @@ calibrated model to a file. A plain subprocess, not multiprocessing, so that a u
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import signal
 import subprocess
@@ -59,10 +60,8 @@ def _send(pipe: Any, float_model: bytes, samples: Iterable[Any]) -> None:
 
 
 def _close(pipe: Any) -> None:
-    try:
+    with contextlib.suppress(BrokenPipeError):
         pipe.close()
-    except BrokenPipeError:
-        pass
 
 
 def _obituary(code: int, log: str) -> str:

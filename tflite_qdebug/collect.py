@@ -8,10 +8,25 @@ the samples, so that the result does not depend on the number of workers, and me
 from __future__ import annotations
 
 import collections
+import itertools
 import os
 import queue
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import (
+    Any,
+    Deque,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    TypeVar,
+)
 
 import numpy as np
 
@@ -96,7 +111,7 @@ def map_samples(
 
     At most two samples per worker are held, so memory does not grow with their number. The first error ends it.
     """
-    idle = queue.SimpleQueue()  # type: queue.SimpleQueue[Any]
+    idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
     for worker in workers:
         idle.put(worker)
 
@@ -111,7 +126,7 @@ def map_samples(
         for sample in samples:
             yield work(workers[0], sample)
         return
-    waiting = collections.deque()  # type: Deque[Future[T]]
+    waiting: Deque[Future[T]] = collections.deque()
     with ThreadPoolExecutor(len(workers), thread_name_prefix="tflite_qdebug") as pool:
         try:
             for sample in samples:
@@ -214,16 +229,14 @@ class _Worker:
         if not self._metrics.model:
             return np.zeros(0)
         quantized = self.interpreter.read_outputs(dequantized=True)[: self._outputs]
-        floats = []  # type: List[np.ndarray]
+        floats: List[np.ndarray] = []
         if self._float is not None:
             if self._stateful:
                 self._float.reset_variables()
             self._float.invoke(sample.inputs)
             floats = self._float.read_outputs(dequantized=True)
         where = "sample {}".format(sample.index)
-        return np.array(
-            [_number(name, where, function, floats, quantized) for name, function in self._metrics.model.items()]
-        )
+        return np.array([_number(name, where, function, floats, quantized) for name, function in self._metrics.model.items()])
 
 
 def _number(name: str, where: str, function: Callable[..., Any], *arguments: Any) -> float:
@@ -237,17 +250,15 @@ def _number(name: str, where: str, function: Callable[..., Any], *arguments: Any
             raise ValueError("shape {}".format(array.shape))
         return float(array.reshape(()))
     except (TypeError, ValueError) as error:
-        raise MetricError(
-            "metric {!r} on {}: got {!r} ({}), expected one number".format(name, where, value, error)
-        ) from error
+        raise MetricError("metric {!r} on {}: got {!r} ({}), expected one number".format(name, where, value, error)) from error
 
 
 def collect_layer_errors(
     model: bytes,
     layers: Sequence[Layer],
     dataset: Any,
-    backend: Backend = Backend(),
-    metrics: LayerMetrics = LayerMetrics(),
+    backend: Backend,
+    metrics: LayerMetrics,
     float_model: Optional[bytes] = None,
     outputs: int = 0,
     stateful: bool = False,
@@ -277,14 +288,14 @@ def collect_layer_errors(
     notes = list(first.notes)
     samples = iter(track(dataset, what, getattr(dataset, "length", None), progress))
     kernels = {"xnnpack": "auto"}.get(first.kernels, first.kernels)
-    ahead = []  # type: List[Sample]
+    ahead: List[Sample] = []
 
     def worker(interpreter: Interpreter) -> _Worker:
         floating = backend.open(float_model, None if backend.delegates else kernels) if float_model else None
         return _Worker(interpreter, floating, layers, metrics, outputs, stateful)
 
     if first.kernels == "xnnpack" and not backend.delegates:
-        ahead = [sample for sample, _ in zip(samples, range(1))]
+        ahead = list(itertools.islice(samples, 1))
         note = _kernel_fault(first, backend, model, layers, ahead, stateful) if ahead else None
         if note is not None:
             notes.append(note)

@@ -548,9 +548,7 @@ def check_denylist_ops(model: Model, names: Any) -> tuple[str, ...]:
     return checked
 
 
-def _float_nodes(
-    calibrated: Model, quantized: Model, options: tf_private.QuantizeOptions
-) -> tuple[FloatNode, ...]:
+def _float_nodes(calibrated: Model, quantized: Model, options: tf_private.QuantizeOptions) -> tuple[FloatNode, ...]:
     """Lists the operators of the quantized model that compute in float, with the reason of each."""
     main = quantized.main
     result = []
@@ -572,9 +570,7 @@ def _calibrated_node(calibrated: Model, name: str, op_name: str) -> Operator | N
     return next((operator for operator in candidates if operator.name == op_name), None)
 
 
-def _reason(
-    calibrated: Model, node: Operator | None, op_name: str, options: tf_private.QuantizeOptions
-) -> str:
+def _reason(calibrated: Model, node: Operator | None, op_name: str, options: tf_private.QuantizeOptions) -> str:
     if op_name in options.denylisted_ops:
         return f"denylisted operator {op_name}"
     if node is None:

@@ -57,7 +57,7 @@ def _unpack(model: Model) -> Any:
     unpacked = schema.ModelT.InitFromPackedBuf(model.data, 0)
     for buffer in unpacked.buffers:
         # Data outside of the flatbuffer would be lost when it is written again.
-        if buffer.data is None and getattr(buffer, "size", 0):
+        if buffer.data is None and getattr(buffer, "size", None):
             buffer.data = np.frombuffer(model.data, np.uint8, buffer.size, buffer.offset)
             buffer.offset = buffer.size = 0
     return unpacked
@@ -454,7 +454,7 @@ class _PairBuilder:
                 tensor_name=quantized.name,
                 tensor_idx=quantized.index,
                 float_idx=copied,
-                    shape=quantized.shape,
+                shape=quantized.shape,
                 dtype=quantized.dtype.name,
                 scale=None if parameters is None else float(parameters.scale[0]),
                 zero_point=None if parameters is None else int(parameters.zero_point[0]),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
@@ -90,7 +90,7 @@ class Interpreter:
             raise OptionError("got threads {!r}, expected an integer >= 1".format(threads))
         opened = tf_private.open_runtime(runtime)
         self.runtime, self.version = opened.name, opened.version
-        self.notes = []  # type: List[str]
+        self.notes: List[str] = []
         self._model = model
         loaded = [_load_delegate(opened, delegate) for delegate in delegates]
         self.delegates = tuple(delegates)
@@ -166,9 +166,7 @@ class Interpreter:
                 expected in (-1, size) for size, expected in zip(shape, info.dynamic_shape)
             )
             if not fits:
-                raise DatasetError(
-                    "input {!r}: got shape {}, expected {}".format(info.name, tuple(shape), info.dynamic_shape)
-                )
+                raise DatasetError("input {!r}: got shape {}, expected {}".format(info.name, tuple(shape), info.dynamic_shape))
             self._interpreter.resize_tensor_input(info.index, shape, strict=True)
         self._interpreter.allocate_tensors()
         self._read_details()
@@ -229,7 +227,7 @@ class Interpreter:
 
 
 def _load_delegate(runtime: tf_private.Runtime, delegate: Delegate) -> Any:
-    load = runtime.load_delegate  # type: Callable[..., Any]
+    load: Callable[..., Any] = runtime.load_delegate
     try:
         return load(delegate.library, dict(delegate.options))
     except (OSError, ValueError) as error:
@@ -238,5 +236,3 @@ def _load_delegate(runtime: tf_private.Runtime, delegate: Delegate) -> Any:
             "cannot load the delegate {} with options {}: {}; check the library's path, the options and that the device "
             "is plugged in".format(delegate.library, dict(delegate.options), reason)
         ) from error
-
-

@@ -66,4 +66,4 @@ def measure_pair() -> Tuple[str, Callable[..., Any]]:
         from tflite_qdebug import numba_kernels
     except ImportError:
         return "numpy", _with_numpy
-    return "numba {}".format(numba_kernels.numba.__version__), numba_kernels.measure
+    return "numba {}".format(numba_kernels.VERSION), numba_kernels.measure

@@ -24,7 +24,7 @@ __all__ = ["Model", "Operator", "Signature", "Subgraph", "Tensor", "read_model_b
 
 _IDENTIFIER = b"TFL3"
 # TensorType of the schema -> numpy. STRING, RESOURCE and VARIANT have no fixed width and are left as object.
-_DTYPES = {
+_DTYPES: dict[int, np.dtype[Any]] = {
     0: np.dtype(np.float32), 1: np.dtype(np.float16), 2: np.dtype(np.int32), 3: np.dtype(np.uint8),
     4: np.dtype(np.int64), 6: np.dtype(np.bool_), 7: np.dtype(np.int16), 8: np.dtype(np.complex64),
     9: np.dtype(np.int8), 10: np.dtype(np.float64), 11: np.dtype(np.complex128), 12: np.dtype(np.uint64),

@@ -11,18 +11,19 @@ from typing import Any
 import numba
 import numpy as np
 
+VERSION = numba.__version__
 _FLAGS = {"reassoc", "contract", "nsz", "arcp"}
 _BLOCK = 4096
 _compiled = numba.njit(nogil=True, cache=True, fastmath=_FLAGS, error_model="numpy")
 
 
-@_compiled  # type: ignore[misc]
+@_compiled
 def _errors(values: Any, reference: Any, scale: Any, zero_point: Any, errors: Any) -> None:
     for i in range(values.size):
         errors[i] = (np.float32(values[i]) - zero_point) * scale - reference[i]
 
 
-@_compiled  # type: ignore[misc]
+@_compiled
 def _sums(errors: Any, reference: Any) -> Any:
     total = squared = signal_squared = product = np.float32(0.0)
     for i in range(errors.size):
@@ -34,27 +35,27 @@ def _sums(errors: Any, reference: Any) -> Any:
     return total, squared, signal_squared, product
 
 
-@_compiled  # type: ignore[misc]
+@_compiled
 def _peak(bits: Any) -> Any:
     # As integers, absolute values of floats are in the same order, and NaN is above infinity: it cannot get lost.
     peak = np.int32(0)
     for i in range(bits.size):
         magnitude = bits[i] & np.int32(0x7FFFFFFF)
-        peak = magnitude if magnitude > peak else peak  # noqa: FURB136, PLR1730 - max() is not turned into vector code
+        peak = magnitude if magnitude > peak else peak
     return peak
 
 
-@_compiled  # type: ignore[misc]
+@_compiled
 def _extremes(values: Any) -> Any:
     least = greatest = values[0]
     for i in range(values.size):
         value = values[i]
-        least = value if value < least else least  # noqa: FURB136, PLR1730
-        greatest = value if value > greatest else greatest  # noqa: FURB136, PLR1730
+        least = value if value < least else least
+        greatest = value if value > greatest else greatest
     return least, greatest
 
 
-@_compiled  # type: ignore[misc]
+@_compiled
 def _count(values: Any, end: Any) -> Any:
     count = np.int32(0)
     for i in range(values.size):
@@ -62,7 +63,7 @@ def _count(values: Any, end: Any) -> Any:
     return count
 
 
-@_compiled  # type: ignore[misc]
+@_compiled
 def _squared_about(values: Any, reference: Any, scale: Any, zero_point: Any, mean: Any) -> Any:
     total = 0.0
     for i in range(values.size):
@@ -71,7 +72,7 @@ def _squared_about(values: Any, reference: Any, scale: Any, zero_point: Any, mea
     return total
 
 
-@_compiled  # type: ignore[misc]
+@_compiled
 def measure(values: Any, reference: Any, scale: Any, zero_point: Any, low: Any, high: Any, row: Any) -> None:
     """As ``kernels.measure_pair`` describes."""
     size = reference.size

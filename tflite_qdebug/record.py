@@ -160,9 +160,7 @@ class Run:
         if criterion not in columns or columns[criterion].dtype == object:
             names = [name for name, values in columns.items() if values.dtype != object]
             raise OptionError(
-                "got criterion {!r}, expected one of {}.{}".format(
-                    criterion, ", ".join(names), did_you_mean(criterion, names)
-                )
+                "got criterion {!r}, expected one of {}.{}".format(criterion, ", ".join(names), did_you_mean(criterion, names))
             )
         badness = columns[criterion].astype(np.float64)
         if criterion in ("sqnr_db", "cosine"):
@@ -175,7 +173,7 @@ class Run:
     def tensorflow_statistics(self) -> Dict[str, Dict[str, float]]:
         """Returns ``{NumericVerify name: {metric: value}}`` as TensorFlow's debugger aggregates them."""
         values = self.statistics.tensorflow_metrics()
-        result = {}  # type: Dict[str, Dict[str, float]]
+        result: Dict[str, Dict[str, float]] = {}
         for position, layer in enumerate(self.layers):
             row = dict(zip(TENSORFLOW_METRICS, values[position].tolist()))
             row.update({name: float(column[position]) for name, column in self.metrics.items()})

@@ -181,7 +181,7 @@ class ErrorStatistics:
 
     def to_dict(self) -> Dict[str, Any]:
         """Returns plain lists and numbers, for the saved run."""
-        fields = {name: getattr(self, name).tolist() for name in self._FIELDS}  # type: Dict[str, Any]
+        fields: Dict[str, Any] = {name: getattr(self, name).tolist() for name in self._FIELDS}
         fields["samples"] = self.samples
         return fields
 
@@ -216,7 +216,7 @@ class Histogram:
     def __init__(self, bins: int = 2048) -> None:
         """Makes an empty histogram that never has more than ``bins`` bins on either side of zero."""
         self.limit = bins
-        self.exponent = None  # type: Optional[int]
+        self.exponent: Optional[int] = None
         self.first = 0
         self.counts = np.zeros(0, dtype=np.int64)
         self.zeros = 0

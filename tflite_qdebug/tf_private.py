@@ -108,9 +108,7 @@ def open_runtime(name: str = "auto") -> Runtime:
         except ImportError as error:
             tried.append("{} ({})".format(candidate, error))
     raise MissingPackageError(
-        "no interpreter can be imported: {}; install TensorFlow, ai-edge-litert or tflite-runtime".format(
-            ", ".join(tried)
-        )
+        "no interpreter can be imported: {}; install TensorFlow, ai-edge-litert or tflite-runtime".format(", ".join(tried))
     )
 
 
@@ -150,7 +148,7 @@ def new_interpreter(
     where it was needed to honour the request.
     """
     resolvers = {"auto": "AUTO", "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "reference": "BUILTIN_REF"}
-    arguments = {"model_content": model, "num_threads": threads}  # type: Dict[str, Any]
+    arguments: Dict[str, Any] = {"model_content": model, "num_threads": threads}
     known = inspect.signature(runtime.interpreter.__init__).parameters
     if kernels != "auto":
         if "experimental_op_resolver_type" not in known or runtime.resolvers is None:
@@ -184,9 +182,7 @@ def tensor_view(interpreter: Any) -> Callable[[int], np.ndarray]:
 
 def operators(interpreter: Any) -> List[Dict[str, Any]]:
     """Returns the interpreter's operators, without the nodes that delegates append."""
-    return [
-        operator for operator in interpreter._get_ops_details() if operator["op_name"] not in ("DELEGATE", "Delegate")
-    ]
+    return [operator for operator in interpreter._get_ops_details() if operator["op_name"] not in ("DELEGATE", "Delegate")]
 
 
 # ------------------------------------------------------------------------------------------------------------- chatter
@@ -246,8 +242,11 @@ def _reason(error: BaseException, captured: Captured) -> str:
 
 
 def increase_debugger_counter() -> None:
-    """Counts the construction of a debugger in TensorFlow's metrics, as its own debugger does."""
-    metrics = importlib.import_module("tensorflow.lite.python.metrics.metrics")
+    """Counts the construction of a debugger in TensorFlow's metrics, as its own debugger does; nothing without it."""
+    try:
+        metrics = importlib.import_module("tensorflow.lite.python.metrics.metrics")
+    except ImportError:
+        return
     metrics.TFLiteMetrics().increase_counter_debugger_creation()
 
 
@@ -272,14 +271,12 @@ def load_keras_model(path: str) -> Any:
     Raises:
         ModelError: Where neither can load it.
     """
-    tf = tensorflow()
+    tensorflow()
     refusals = []
-    loaders = [("keras", lambda: tf.keras.models.load_model(path, compile=False))]
-    loaders.append(("tf_keras", lambda: importlib.import_module("tf_keras").models.load_model(path, compile=False)))
-    for name, load in loaders:
+    for name in ("keras", "tf_keras"):
         try:
             with captured_chatter():
-                return load()
+                return importlib.import_module(name).models.load_model(path, compile=False)
         except Exception as error:
             refusals.append("{}: {}".format(name, str(error).strip().splitlines()[0] if str(error).strip() else error))
     raise ModelError("cannot load the Keras model {} ({})".format(path, "; ".join(refusals)))
@@ -327,6 +324,8 @@ def convert_to_float(converter: Any) -> bytes:
     if hasattr(converter, "_funcs"):
         work._funcs = list(converter._funcs)
     work.optimizations = [default]
+    work.experimental_new_quantizer = True
+    work._experimental_calibrate_only = False
     work.representative_dataset = work.representative_dataset or nothing
     work.inference_input_type = work.inference_output_type = tensorflow().float32
     # float16 as a supported type would cast the weights during the conversion.
@@ -383,9 +382,7 @@ def converter_settings(converter: Any) -> ConverterSettings:
         input_type=np.dtype(tf.as_dtype(converter.inference_input_type).as_numpy_dtype).name,
         output_type=np.dtype(tf.as_dtype(converter.inference_output_type).as_numpy_dtype).name,
         per_channel=not converter._experimental_disable_per_channel,
-        per_channel_dense=not getattr(
-            converter, "_experimental_disable_per_channel_quantization_for_dense_layers", False
-        ),
+        per_channel_dense=not getattr(converter, "_experimental_disable_per_channel_quantization_for_dense_layers", False),
         quantize_variables=bool(getattr(converter, "_experimental_variable_quantization", False)),
     )
 
@@ -408,9 +405,7 @@ def calibrate(float_model: bytes, samples: Callable[[], Iterable[Any]]) -> bytes
     except QDebugError:
         raise
     except Exception as error:
-        raise ConversionError(
-            "TensorFlow could not calibrate the model: {}".format(_reason(error, Captured()))
-        ) from error
+        raise ConversionError("TensorFlow could not calibrate the model: {}".format(_reason(error, Captured()))) from error
 
 
 class QuantizeOptions(NamedTuple):

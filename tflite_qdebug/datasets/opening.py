@@ -128,9 +128,7 @@ class Dataset:
             raise
         except Exception as error:
             name = type(error).__name__
-            raise DatasetError(
-                f"{self.role}, sample {index}: {self.source.description} raised {name}: {error}"
-            ) from error
+            raise DatasetError(f"{self.role}, sample {index}: {self.source.description} raised {name}: {error}") from error
 
     def _check_signature(self, signature: Optional[str], seen: Dict[str, None]) -> None:
         if signature is not None:

@@ -180,9 +180,7 @@ def _by_name(values: Mapping[str, Any], inputs: Sequence[InputSpec]) -> List[Any
                 hint += " If it is the label, pass labels=True."
             raise DatasetError(f"{count}the model has no input {name!r}, it takes {titles}.{hint}")
         if names[name] in ordered:
-            raise DatasetError(
-                f"{count}the input {inputs[names[name]].title!r} is given twice, by key and tensor name."
-            )
+            raise DatasetError(f"{count}the input {inputs[names[name]].title!r} is given twice, by key and tensor name.")
         ordered[names[name]] = value
     missing = [spec.title for position, spec in enumerate(inputs) if position not in ordered]
     if missing:

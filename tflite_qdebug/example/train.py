@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from tflite_qdebug.example import DATA_PATH, MODEL_PATH, SPLITS, load_split
 if TYPE_CHECKING:
     import tensorflow as tf
 
-__all__ = ["build_network", "main", "spread_channel_scales", "split_digits", "to_tflite", "train_network"]
+__all__ = ["build_network", "main", "split_digits", "spread_channel_scales", "to_tflite", "train_network"]
 
 SEED = 1
 SPLIT_SIZES = {"training": 897, "representative": 150, "debug": 150, "evaluation": 600}
@@ -32,7 +33,7 @@ SHRUNK_CHANNELS = {"block1": (2, 8), "block2": (2, 8), "block3": (2, 8)}
 GROWN_CHANNEL = {"block4": 5}
 
 
-def split_digits() -> Dict[str, np.ndarray]:
+def split_digits() -> dict[str, np.ndarray]:
     """Returns scikit-learn's digits, shuffled and cut into disjoint splits.
 
     Returns:
@@ -73,7 +74,7 @@ def relu(x: Any, name: str) -> Any:
     return tf.keras.layers.ReLU(name=name)(x)
 
 
-def normalized(layer: tf.keras.layers.Layer, x: Any, activation: Optional[Callable[[Any, str], Any]] = None) -> Any:
+def normalized(layer: tf.keras.layers.Layer, x: Any, activation: Callable[[Any, str], Any] | None = None) -> Any:
     """Applies a convolution without bias, its batch normalization and, if given, an activation."""
     import tensorflow as tf
 
@@ -115,7 +116,7 @@ def inverted_residual(
     return layers.Add(name=f"{name}_add")([x, y]) if stride == 1 and x.shape[-1] == channels else y
 
 
-def build_network(batch_size: Optional[int] = None) -> tf.keras.Model:
+def build_network(batch_size: int | None = None) -> tf.keras.Model:
     """Returns the untrained network: image (batch, 8, 8, 1) from 0 to 1 -> probabilities (batch, 10)."""
     from tensorflow.keras import Input, Model, layers
 
@@ -175,7 +176,7 @@ def spread_channel_scales(network: tf.keras.Model, images: np.ndarray) -> None:
         kernel = network.get_layer(f"{block}_project").get_weights()[0]  # (1, 1, input channels, output channels)
         activation = channel_activations(network, f"{block}_depthwise_activation", images)
         importance = activation.std(axis=0) * np.linalg.norm(kernel[0, 0], axis=1)
-        least = np.argsort(importance)[:count]
+        least = np.argsort(importance)[:count].tolist()
         rescale_channels(network, f"{block}_depthwise_bn", f"{block}_project", least, 2.0**-exponent)
     for block, exponent in GROWN_CHANNEL.items():
         activation = channel_activations(network, f"{block}_expand_activation", images)
@@ -191,9 +192,7 @@ def channel_activations(network: tf.keras.Model, layer: str, images: np.ndarray)
     return outputs.reshape(-1, outputs.shape[-1])
 
 
-def rescale_channels(
-    network: tf.keras.Model, normalization: str, reader: str, channels: Sequence[int], factor: float
-) -> None:
+def rescale_channels(network: tf.keras.Model, normalization: str, reader: str, channels: Sequence[int], factor: float) -> None:
     """Scales channels of a batch normalization by ``factor``, and the reader's weights for them by its inverse."""
     gamma, beta, mean, variance = network.get_layer(normalization).get_weights()
     gamma[channels] *= factor
@@ -221,7 +220,7 @@ def predict_tflite(model: bytes, images: np.ndarray) -> np.ndarray:
     interpreter = tf.lite.Interpreter(model_content=model)
     interpreter.allocate_tensors()
     image, output = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
-    rows: List[np.ndarray] = []
+    rows: list[np.ndarray] = []
     for one in images:
         interpreter.set_tensor(image, one[None])
         interpreter.invoke()
@@ -240,7 +239,7 @@ def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     arrays = io.BytesIO()
-    np.savez_compressed(arrays, **split_digits())
+    np.savez_compressed(arrays, allow_pickle=False, **split_digits())
     DATA_PATH.write_bytes(arrays.getvalue())
     images, labels = load_split("training")
     network = train_network(images, labels)

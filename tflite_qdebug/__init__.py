@@ -1,0 +1,51 @@
+"""Debugs the quantization of TensorFlow Lite models: which layers lose accuracy, why, and what to change.
+
+Importing this package loads numpy and nothing heavier; each name below is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, List
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Backend": "collect",
+    "CalibratedModel": "conversion",
+    "Dataset": "datasets",
+    "Delegate": "interpreter",
+    "FloatModel": "conversion",
+    "Histogram": "statistics",
+    "InputSpec": "datasets",
+    "Interpreter": "interpreter",
+    "KINDS": "conversion",
+    "Layer": "record",
+    "LayerMetrics": "collect",
+    "Model": "model",
+    "QDebugError": "errors",
+    "QuantizationDebugOptions": "debugger",
+    "QuantizationDebugger": "debugger",
+    "QuantizedModel": "conversion",
+    "Run": "record",
+    "evaluate": "analyses.evaluation",
+    "layer_error": "analyses.layer_error",
+    "load_float_model": "conversion",
+    "open_dataset": "datasets",
+}
+
+__all__ = ["__version__", *sorted(_EXPORTS)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        from tflite_qdebug.errors import did_you_mean
+
+        raise AttributeError("module 'tflite_qdebug' has no attribute {!r}.{}".format(name, did_you_mean(name, list(_EXPORTS))))
+    value = getattr(importlib.import_module("tflite_qdebug." + _EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> List[str]:
+    return list(__all__)

@@ -1,0 +1,229 @@
+"""How good whole models are: accuracy, or any metric, of several models over one dataset, in one pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tflite_qdebug.collect import Backend, map_samples
+from tflite_qdebug.datasets import open_dataset
+from tflite_qdebug.errors import DatasetError, MetricError, OptionError, did_you_mean
+from tflite_qdebug.interpreter import Interpreter
+from tflite_qdebug.model import Model, read_model_bytes
+from tflite_qdebug.progress import track
+
+__all__ = ["METRICS", "Evaluation", "ModelScore", "evaluate", "load_function"]
+
+
+def _rank(outputs: Sequence[np.ndarray], label: Any) -> int:
+    """Returns how many classes stand before the label's, where argmax would put the first of equals first."""
+    scores = np.asarray(outputs[0]).reshape(-1)
+    number = np.asarray(label)
+    if number.size != 1 or number.dtype.kind not in "iu":
+        raise DatasetError(f"got label {label!r}, expected the whole number of a class, 0 to {scores.size - 1}")
+    position = int(number.reshape(()))
+    if not 0 <= position < scores.size:
+        raise DatasetError(
+            f"got label {position}, expected 0 to {scores.size - 1}, as the model's first output has {scores.size} values"
+        )
+    score = scores[position]
+    return int(np.sum(scores > score) + np.sum(scores[:position] == score))
+
+
+def top_1(outputs: Sequence[np.ndarray], label: Any) -> float:
+    """1 where the first output is greatest at the label, else 0."""
+    return float(_rank(outputs, label) == 0)
+
+
+def top_5(outputs: Sequence[np.ndarray], label: Any) -> float:
+    """1 where the label is among the five greatest values of the first output, else 0."""
+    return float(_rank(outputs, label) < 5)
+
+
+#: Metrics known by name; each is ``f(outputs, label) -> number`` of one sample, and averaged.
+METRICS: dict[str, Callable[..., Any]] = {"top_1": top_1, "top_5": top_5}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelScore:
+    """One model's row.
+
+    Attributes:
+        name: As given.
+        size: Bytes of the file.
+        metrics: ``{name: mean over samples}``.
+        standard_error: ``{name: of that mean}``.
+        agreement: Share of samples whose first output is greatest at the same place as the first model's.
+        kernels: The kernels that ran it.
+    """
+
+    name: str
+    size: int
+    metrics: dict[str, float]
+    standard_error: dict[str, float]
+    agreement: float
+    kernels: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The scores of several models on the same samples.
+
+    Attributes:
+        samples: How many.
+        scores: One for each model; the first is what the others are held against.
+        dataset: Words on the dataset.
+        notes: What the reader must know.
+    """
+
+    samples: int
+    scores: tuple[ModelScore, ...]
+    dataset: str
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain data."""
+        return dataclasses.asdict(self)
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Returns header and rows as text, with the differences from the first model."""
+        from tflite_qdebug.reports.tables import number
+
+        first = self.scores[0]
+        header = ["model", "size kB", "size vs first"]
+        for name in first.metrics:
+            header += [name, "± s.e.", "difference"]
+        header += ["same answer", "kernels"]
+        rows = []
+        for score in self.scores:
+            row = [score.name, f"{score.size / 1000:.1f}", f"{score.size / first.size:.3f}"]
+            for name, value in score.metrics.items():
+                row += [number(value), number(score.standard_error[name], 2), f"{value - first.metrics[name]:+.4f}"]
+            rows.append([*row, number(score.agreement), score.kernels])
+        return header, rows
+
+
+def load_function(text: str, what: str) -> Callable[..., Any]:
+    """Imports ``module:function``.
+
+    Raises:
+        OptionError: Where there is no such module or function.
+    """
+    module_name, colon, name = text.partition(":")
+    if not colon or not name:
+        raise OptionError(f"got {what} {text!r}, expected module:function, or one of {', '.join(METRICS)}")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise OptionError(f"cannot import the module of {what} {text!r}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value)]
+        raise OptionError(f"module {module_name!r} has no function {name!r} for {what}.{did_you_mean(name, known)}")
+    return function
+
+
+def _metric(metric: str | Callable[..., Any]) -> tuple[str, Callable[..., Any]]:
+    if callable(metric):
+        return getattr(metric, "__name__", "metric"), metric
+    if metric in METRICS:
+        return metric, METRICS[metric]
+    if ":" not in metric:
+        raise OptionError(
+            f"got metric {metric!r}, expected {', '.join(METRICS)} or module:function.{did_you_mean(metric, METRICS)}"
+        )
+    return metric.partition(":")[2], load_function(metric, "metric")
+
+
+def evaluate(
+    models: Mapping[str, Any],
+    evaluation_dataset: Any,
+    metrics: Sequence[str | Callable[..., Any]] = ("top_1",),
+    *,
+    label_offset: int = 0,
+    limit: int | None = None,
+    backend: Backend | None = None,
+    progress: bool | None = None,
+) -> Evaluation:
+    """Runs every model on every sample, once.
+
+    Args:
+        models: ``{name: model}``, each as bytes, path, or something with ``data``; the first is the yardstick. Outputs that
+            carry a scale are dequantized; float samples are quantized for integer inputs.
+        evaluation_dataset: Anything that `open_dataset` takes, with labels.
+        metrics: ``top_1``, ``top_5``, ``module:function``, or functions ``f(outputs, label) -> number``; averaged.
+        label_offset: Added to each label, for models that count a background class first.
+        limit: Take the first so many samples.
+        backend: Which code runs the models.
+        progress: As in `progress.track`.
+
+    Raises:
+        DatasetError: For a wrong sample, a missing label, or an empty dataset.
+        MetricError: Where a metric fails or gives no number.
+        OptionError: For an unknown metric.
+    """
+    if not models:
+        raise OptionError("got no model to evaluate, expected at least one")
+    backend = backend or Backend()
+    functions = dict(_metric(metric) for metric in metrics)
+    contents = {name: read_model_bytes(getattr(model, "data", model)) for name, model in models.items()}
+    dataset = open_dataset(evaluation_dataset, Model(next(iter(contents.values()))).input_specs(), "evaluation dataset", limit)
+    workers = [[backend.open(content) for content in contents.values()] for _ in range(backend.worker_count())]
+
+    def measure(interpreters: list[Interpreter], sample: Any) -> np.ndarray:
+        label = sample.label
+        if label is None and any(function in METRICS.values() for function in functions.values()):
+            raise DatasetError(f"sample {sample.index} of the evaluation dataset has no label, which accuracy needs")
+        if label_offset:
+            label = label + label_offset
+        values = np.empty((len(interpreters), len(functions) + 1))
+        answer = None
+        for row, interpreter in enumerate(interpreters):
+            interpreter.invoke(sample.inputs)
+            outputs = interpreter.read_outputs(dequantized=True)
+            for column, (name, function) in enumerate(functions.items()):
+                values[row, column] = _value(name, function, outputs, label, sample.index)
+            own = int(np.argmax(outputs[0]))
+            answer = own if answer is None else answer
+            values[row, -1] = own == answer
+        return values
+
+    count = 0
+    total = squared = np.zeros((len(contents), len(functions) + 1))
+    for values in map_samples(measure, workers, track(dataset, "evaluating", dataset.length, progress)):
+        count += 1
+        total, squared = total + values, squared + values**2
+    if not count:
+        raise DatasetError("the evaluation dataset yielded no samples")
+    mean = total / count
+    deviation = np.sqrt(np.maximum(squared / count - mean**2, 0) / max(count - 1, 1))
+    notes = dict.fromkeys(f"{name}: {note}" for name, it in zip(contents, workers[0], strict=True) for note in it.notes)
+    scores = [
+        ModelScore(
+            name,
+            len(content),
+            dict(zip(functions, mean[row].tolist(), strict=False)),
+            dict(zip(functions, deviation[row].tolist(), strict=False)),
+            float(mean[row, -1]),
+            workers[0][row].kernels,
+        )
+        for row, (name, content) in enumerate(contents.items())
+    ]
+    return Evaluation(count, tuple(scores), dataset.description, tuple(notes))
+
+
+def _value(name: str, function: Callable[..., Any], outputs: list[np.ndarray], label: Any, index: int) -> float:
+    try:
+        value = float(function(outputs, label))
+    except (DatasetError, MetricError) as error:
+        raise type(error)(f"sample {index}: {error}") from error
+    except Exception as error:
+        raise MetricError(f"metric {name!r} failed on sample {index}: {type(error).__name__}: {error}") from error
+    if math.isnan(value):
+        raise MetricError(f"metric {name!r} gave NaN on sample {index}, expected a number")
+    return value

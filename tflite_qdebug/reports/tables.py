@@ -1,0 +1,142 @@
+"""A run as data frame, CSV, and a table for the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tflite_qdebug.errors import MissingPackageError
+from tflite_qdebug.record import Run, write_atomically
+
+__all__ = ["layer_table", "print_table", "text_table", "to_frame", "write_csv"]
+
+
+def to_frame(columns: Mapping[str, np.ndarray]) -> Any:
+    """Returns columns as a pandas DataFrame.
+
+    Raises:
+        MissingPackageError: Where pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise MissingPackageError(
+            "a data frame needs pandas, which is not installed; pip install pandas, or use Run.columns()"
+        ) from error
+    return pandas.DataFrame(dict(columns))
+
+
+def write_csv(run: Run, path: str | os.PathLike[str]) -> None:
+    """Writes all columns of a run, one row per layer, in execution order.
+
+    Raises:
+        OutputError: Where it cannot be written.
+    """
+    columns = run.columns()
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    write_atomically(path, text.getvalue().encode())
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """Returns a number as a person reads it: so many significant digits, no exponent where none is needed."""
+    value = float(value)
+    if math.isnan(value):
+        return "-"
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    magnitude = abs(value)
+    if value and (magnitude >= 1e6 or magnitude < 1e-4):
+        return f"{value:.{digits - 2}e}"
+    decimals = max(0, digits - 1 - (math.floor(math.log10(magnitude)) if value else 0))
+    return f"{value:.{min(decimals, 6)}f}"
+
+
+def shortened(name: str, width: int) -> str:
+    """Returns a name cut in its middle: both its ends tell layers apart."""
+    if len(name) <= width:
+        return name
+    head = (width - 1) // 3
+    return name[:head] + "…" + name[-(width - 1 - head) :]
+
+
+def layer_table(run: Run, positions: Sequence[int], name_width: int = 44) -> tuple[list[str], list[list[str]]]:
+    """Returns header and rows of the layers at ``positions``, as text."""
+    columns = run.columns()
+    header = ["#", "operator", "node", "RMSE/scale", "SQNR dB", "cosine", "bias", "max error", "scale", "at ends %", "worst"]
+    rows = []
+    for position in positions:
+        ends = 100 * (columns["saturated_low"][position] + columns["saturated_high"][position])
+        rows.append(
+            [
+                str(position),
+                str(columns["op_name"][position]),
+                shortened(str(columns["node"][position]), name_width),
+                number(columns["rmse_over_scale"][position], 3),
+                number(columns["sqnr_db"][position], 3),
+                number(columns["cosine"][position], 4),
+                number(columns["bias"][position], 3),
+                number(columns["max_abs_error"][position], 3),
+                number(columns["scale"][position], 3),
+                number(ends, 2),
+                str(columns["worst_sample"][position]),
+            ]
+        )
+    return header, rows
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str = "", file: Any = None) -> None:
+    """Prints a table: with rich where it is installed, in plain columns elsewhere."""
+    rows = [list(row) for row in rows]
+    try:
+        from rich import box
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+    except ImportError:
+        print(text_table(header, rows, title), file=file)
+        return
+    console = Console(file=file, highlight=False)
+    if not console.is_terminal:  # a pipe has no width to fit into
+        print(text_table(header, rows, title), file=file)
+        return
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+    for column, name in enumerate(header):
+        table.add_column(
+            escape(name),
+            justify="right" if _is_numeric(rows, column) else "left",
+            overflow="fold",
+            no_wrap=name not in ("node", "model"),
+        )
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    console.print(table)
+
+
+def _is_numeric(rows: Sequence[Sequence[str]], column: int) -> bool:
+    return all(row[column][:1].isdigit() or row[column][:1] in "-+i" for row in rows)
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> str:
+    """Returns a table in plain text, columns aligned."""
+    widths = [max(len(str(row[column])) for row in [header, *rows]) for column in range(len(header))]
+    right = [bool(rows) and _is_numeric(rows, column) for column in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = (
+            cell.rjust(width) if is_right else cell.ljust(width)
+            for cell, width, is_right in zip(cells, widths, right, strict=True)
+        )
+        return "  ".join(aligned).rstrip()
+
+    lines = [title] if title else []
+    lines += [line(header), line(["-" * width for width in widths]), *(line(row) for row in rows)]
+    return "\n".join(lines)

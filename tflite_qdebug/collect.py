@@ -11,11 +11,11 @@ import collections
 import itertools
 import os
 import queue
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import (
     Any,
-    Deque,
     Callable,
+    Deque,
     Dict,
     Iterable,
     Iterator,

@@ -239,7 +239,7 @@ def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     arrays = io.BytesIO()
-    np.savez_compressed(arrays, allow_pickle=False, **split_digits())
+    np.savez_compressed(arrays, **split_digits())  # type: ignore[arg-type]
     DATA_PATH.write_bytes(arrays.getvalue())
     images, labels = load_split("training")
     network = train_network(images, labels)

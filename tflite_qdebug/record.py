@@ -250,7 +250,7 @@ class Run:
         Raises:
             OutputError: Where it cannot be written.
         """
-        write_atomically(path, json.dumps(_encoded(self.to_dict()), indent=1, allow_nan=False).encode())
+        write_atomically(path, json.dumps(encoded(self.to_dict()), indent=1, allow_nan=False).encode())
 
     @classmethod
     def load(cls, path: Union[str, os.PathLike[str]]) -> Run:
@@ -261,7 +261,7 @@ class Run:
         """
         try:
             with open(path, "rb") as file:
-                return cls.from_dict(_decoded(json.loads(file.read())))
+                return cls.from_dict(decoded(json.loads(file.read())))
         except OSError as error:
             raise ModelError("cannot read the run {}: {}".format(os.fspath(path), error.strerror)) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -284,11 +284,12 @@ def _weighted(first: Any, second: Any, shares: List[int]) -> np.ndarray:
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
-def _encoded(value: Any) -> Any:
+def encoded(value: Any) -> Any:
+    """Returns plain data with every NaN and infinity as ``{"number": word}``, which any JSON reader takes."""
     if isinstance(value, dict):
-        return {str(key): _encoded(entry) for key, entry in value.items()}
+        return {str(key): encoded(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_encoded(entry) for entry in value]
+        return [encoded(entry) for entry in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -296,13 +297,14 @@ def _encoded(value: Any) -> Any:
     return value
 
 
-def _decoded(value: Any) -> Any:
+def decoded(value: Any) -> Any:
+    """Returns what `encoded` was given."""
     if isinstance(value, dict):
         if len(value) == 1 and value.get("number") in _WORDS:
             return _WORDS[value["number"]]
-        return {key: _decoded(entry) for key, entry in value.items()}
+        return {key: decoded(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_decoded(entry) for entry in value]
+        return [decoded(entry) for entry in value]
     return value
 
 

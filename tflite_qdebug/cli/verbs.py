@@ -1,0 +1,252 @@
+"""The verbs. Each reads its options, makes one or a few calls of the library, and prints what came of it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tflite_qdebug import example
+from tflite_qdebug.analyses.evaluation import Evaluation, evaluate
+from tflite_qdebug.analyses.layer_error import run_debug_model
+from tflite_qdebug.cli.options import backend_of, quantize_options
+from tflite_qdebug.cli.output import Folder, Screen
+from tflite_qdebug.conversion import KINDS, CalibratedModel, FloatModel, QuantizedModel, load_float_model
+from tflite_qdebug.datasets import open_dataset
+from tflite_qdebug.errors import OptionError, QDebugError, did_you_mean
+from tflite_qdebug.record import Run
+from tflite_qdebug.reports.tables import layer_table, number, write_csv
+
+#: What ``convert`` can make, besides the library's kinds.
+DEBUG_KINDS = ("calibrated", "debug", "debug_whole_model")
+ROUNDING_FLOOR = 12**-0.5
+
+
+def load(arguments: argparse.Namespace) -> FloatModel:
+    """Loads the model that the command line names."""
+    return load_float_model(example.MODEL_PATH if arguments.model == "example" else arguments.model)
+
+
+def data(arguments: argparse.Namespace, which: str) -> Any:
+    """Returns the dataset that the command line names; with the built-in model, its own samples where none is named.
+
+    Raises:
+        OptionError: Where a dataset is needed and not given.
+    """
+    given = getattr(arguments, f"{which}_data")
+    of_example = {
+        "representative": example.representative_dataset,
+        "debug": example.debug_dataset,
+        "evaluation": example.evaluation_dataset,
+    }
+    if given == "example" or (given is None and getattr(arguments, "model", None) == "example"):
+        return of_example[which]
+    if given is None:
+        raise OptionError(f"--{which}-data is needed; see --help for the forms that data may have")
+    return given
+
+
+def calibrate(arguments: argparse.Namespace, float_model: FloatModel) -> CalibratedModel:
+    """Calibrates as the command line says."""
+    return float_model.calibrate(
+        data(arguments, "representative"),
+        arguments.calibration,
+        limit=arguments.limit,
+        progress=progress(arguments),
+    )
+
+
+def progress(arguments: argparse.Namespace) -> bool | None:
+    """Returns whether to show progress: as the terminal is, unless forbidden."""
+    return False if arguments.no_progress else None
+
+
+def stem(arguments: argparse.Namespace) -> str:
+    """Returns the first part of the names of files that are made."""
+    return "example" if arguments.model == "example" else Path(arguments.model).stem or "model"
+
+
+def convert(arguments: argparse.Namespace, screen: Screen) -> None:
+    """Makes models of the kinds asked for."""
+    kinds = list(dict.fromkeys(arguments.kind or ["int8"]))
+    for kind in kinds:
+        if kind not in KINDS + DEBUG_KINDS:
+            known = KINDS + DEBUG_KINDS
+            raise OptionError(f"got --kind {kind!r}, expected one of {', '.join(known)}.{did_you_mean(kind, known)}")
+    folder = Folder(arguments.output or ".")
+    float_model = load(arguments)
+    free = ("float", "float16", "dynamic_range")
+    calibrated = None if set(kinds) <= set(free) else calibrate(arguments, float_model)
+    made, rows = {}, []
+    for kind in kinds:
+        model = _make(kind, float_model, calibrated, arguments)
+        name = f"{stem(arguments)}_{kind}.tflite"
+        folder.write(name, model.data)
+        made[kind] = {
+            "file": name,
+            "bytes": len(model.data),
+            "float_nodes": [vars(node) for node in model.float_nodes],
+        }
+        rows.append([kind, name, f"{len(model.data) / 1000:.1f}", str(len(model.float_nodes))])
+    folder.write_repeat(arguments.words, model=float_model.origin, float_model_sha256=float_model.model.sha256, made=made)
+    screen.table(["kind", "file", "size kB", "operators in float"], rows)
+    for kind, entry in made.items():
+        for node in entry["float_nodes"]:
+            screen.say(f"{kind}: {node['op_name']} {node['node']} stays float: {node['reason']}")
+    screen.result({"folder": str(folder.path), "made": made})
+
+
+def _make(
+    kind: str, float_model: FloatModel, calibrated: CalibratedModel | None, arguments: argparse.Namespace
+) -> QuantizedModel:
+    options = quantize_options(arguments)
+    if calibrated is None:
+        if options["denylisted_nodes"] or options["denylisted_ops"]:
+            raise OptionError(f"got a denylist for kind {kind!r}, which has no use for one; expected kind int8")
+        return float_model.quantize(kind, per_channel=options["per_channel"])
+    if kind == "calibrated":
+        return QuantizedModel(calibrated.data, kind, (), {})
+    if kind in DEBUG_KINDS:
+        content = calibrated.numeric_verify_model("int8", whole_model=kind == "debug_whole_model", **options)
+        return QuantizedModel(content, kind, (), options)
+    return calibrated.quantize(kind, **options)
+
+
+def evaluation(arguments: argparse.Namespace, screen: Screen) -> None:
+    """Compares models on one dataset."""
+    models: dict[str, Any] = {}
+    for text in arguments.models:
+        name, equals, path = text.partition("=")
+        path, name = (path, name) if equals else (text, Path(text).stem)
+        if text == "example":
+            path, name = str(example.MODEL_PATH), "example"
+        if name in models:
+            raise OptionError(f"got two models called {name!r}, expected different names: give them as NAME=PATH")
+        models[name] = path
+    folder = Folder(arguments.output)
+    result = evaluate(
+        models,
+        data(arguments, "evaluation"),
+        arguments.metric or ["top_1"],
+        label_offset=arguments.label_offset,
+        limit=arguments.limit,
+        backend=backend_of(arguments),
+        progress=progress(arguments),
+    )
+    show_evaluation(screen, result)
+    folder.write_repeat(arguments.words, evaluation=result.to_dict())
+    screen.result(result.to_dict())
+
+
+def show_evaluation(screen: Screen, result: Evaluation) -> None:
+    """Prints scores and notes."""
+    screen.table(*result.table(), title=f"{result.samples} samples of {result.dataset}")
+    screen.notes(result.notes)
+
+
+def run(arguments: argparse.Namespace, screen: Screen) -> None:
+    """Measures the error of each layer."""
+    kinds = arguments.kind or ["int8"]
+    if len(kinds) > 1 or kinds[0] not in KINDS:
+        raise OptionError(
+            f"got --kind {', '.join(kinds)}, expected one of {', '.join(KINDS[1:])}.{did_you_mean(kinds[0], KINDS)}"
+        )
+    folder = Folder(arguments.output)
+    float_model = load(arguments)
+    debug_data, notes = _debug_data(arguments)
+    backend = backend_of(arguments)
+    calibrated = calibrate(arguments, float_model)
+    options = {name: value for name, value in quantize_options(arguments).items() if _applies(name, value, kinds[0])}
+    quantized = calibrated.quantize(kinds[0], **options)
+    debug_model = calibrated.debug_model(kinds[0], whole_model=arguments.whole_model, **options)
+    for name, content in (
+        ("float.tflite", float_model.data),
+        ("calibrated.tflite", calibrated.data),
+        (f"{kinds[0]}.tflite", quantized.data),
+        ("debug.tflite", debug_model.data),
+    ):
+        folder.write(name, content)
+    dataset = open_dataset(debug_data, calibrated.model.input_specs(), "debug dataset", arguments.limit)
+    described = {"kind": kinds[0], "calibration": arguments.calibration, "calibration_dataset": calibrated.dataset, **options}
+    try:
+        result = run_debug_model(
+            debug_model,
+            dataset,
+            backend,
+            None,
+            float_model.data,
+            progress(arguments),
+            {"model": float_model.origin, **described},
+        )
+    except BaseException as error:
+        partial = getattr(error, "partial_run", None)
+        if partial is not None and folder.path is not None:
+            _write_run(folder, partial, "partial_")
+            screen.say(f"{partial.statistics.samples} samples were measured; they are in {folder.path / 'partial_run.json'}")
+        raise
+    result.notes[:0] = notes
+    positions = result.worst(arguments.criterion, arguments.count)
+    _write_run(folder, result)
+    folder.write_repeat(
+        arguments.words, provenance=result.provenance, float_nodes=[vars(node) for node in quantized.float_nodes]
+    )
+    show_run(screen, result, positions, arguments.criterion)
+    for node in quantized.float_nodes:
+        screen.say(f"{node.op_name} {node.node} stays float: {node.reason}")
+    if folder.path is not None:
+        screen.say(f"results: {folder.path}/layers.csv, run.json, repeat.json and the models")
+    screen.result({"worst": positions, **result.to_dict(), "columns": _plain(result.columns())})
+
+
+def _applies(name: str, value: Any, kind: str) -> bool:
+    """True for an option that says something; the kinds without calibration take fewer."""
+    return kind in ("int8", "full_integer", "int16x8") or name == "per_channel" or value not in (None, (), True)
+
+
+def _plain(columns: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: values.tolist() for name, values in columns.items()}
+
+
+def _debug_data(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+    try:
+        return data(arguments, "debug"), []
+    except QDebugError:
+        note = (
+            "measured on the samples that calibrated the ranges, since no --debug-data was given; that flatters the model: "
+            "none of its values is clipped"
+        )
+        return data(arguments, "representative"), [note]
+
+
+def _write_run(folder: Folder, result: Run, prefix: str = "") -> None:
+    if folder.path is not None:
+        result.save(folder.path / f"{prefix}run.json")
+        write_csv(result, folder.path / f"{prefix}layers.csv")
+
+
+def show_run(screen: Screen, result: Run, positions: Sequence[int], criterion: str) -> None:
+    """Prints the worst layers, how to read them, and what to type next."""
+    statistics, ran = result.statistics, result.provenance
+    kind = {"per_layer": "what each operator adds", "whole_model": "accumulated up to each operator"}[result.verify]
+    screen.say(
+        f"{len(result.layers)} layers, {statistics.samples} samples of {ran['debug_dataset']}; {ran['kernels']} kernels of "
+        f"{ran['runtime']} {ran['runtime_version']}, {ran['workers']} workers"
+    )
+    screen.notes(result.notes)
+    screen.say(f"the {len(positions)} worst layers by {criterion} ({kind})")
+    screen.table(*layer_table(result, positions))
+    screen.say(
+        f"RMSE/scale is the error in steps: {number(ROUNDING_FLOOR, 3)} is rounding alone, above 0.7 something else is at "
+        "work. 'at ends' is the share of values at either end of the integer range; 'worst' is the worst sample."
+    )
+    nodes = suspects(result, positions)
+    if nodes:
+        screen.say("to keep the suspects in float:")
+        screen.say("  denylisted_nodes=[" + ",\n                    ".join(repr(node) for node in nodes) + "]")
+
+
+def suspects(result: Run, positions: Sequence[int], threshold: float = 0.7, most: int = 5) -> list[str]:
+    """Returns the names of layers whose RMSE/scale rounding cannot explain, worst first."""
+    ratios = result.columns()["rmse_over_scale"]
+    return [result.layers[position].node for position in positions if not ratios[position] <= threshold][:most]

@@ -309,25 +309,35 @@ def collect_layer_errors(
     sums, counts = np.zeros((len(names), len(layers))), np.zeros((len(names), len(layers)), dtype=np.int64)
     model_sums = np.zeros(len(metrics.model))
     everything = _chained(ahead, samples)
-    for position, result in enumerate(map_samples(_Worker.measure, workers, everything)):
-        sample_sums, layer_values, values = result
-        statistics.add(position, sample_sums)
-        present = ~np.isnan(layer_values)
-        sums += np.where(present, layer_values, 0.0)
-        counts += present
-        model_sums += values
+
+    def collected() -> Collected:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means = sums / counts
+            averages = model_sums / statistics.samples
+        return Collected(
+            statistics,
+            dict(zip(names, means)),
+            dict(zip(metrics.model, averages.tolist())),
+            dict(first.provenance(), workers=len(workers), statistics=measure_pair()[0]),
+            notes,
+        )
+
+    try:
+        for position, result in enumerate(map_samples(_Worker.measure, workers, everything)):
+            sample_sums, layer_values, values = result
+            statistics.add(position, sample_sums)
+            present = ~np.isnan(layer_values)
+            sums += np.where(present, layer_values, 0.0)
+            counts += present
+            model_sums += values
+    except BaseException as error:
+        # Hours may have gone into the samples before this one: they travel with the error.
+        if statistics.samples:
+            error.collected = collected()  # type: ignore[attr-defined]
+        raise
     if not statistics.samples:
         raise DatasetError("the {} yielded no samples".format(getattr(dataset, "role", "debug dataset")))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means = sums / counts
-    averages = model_sums / statistics.samples
-    return Collected(
-        statistics,
-        dict(zip(names, means)),
-        dict(zip(metrics.model, (float(value) for value in averages))),
-        dict(workers[0].interpreter.provenance(), workers=len(workers), statistics=measure_pair()[0]),
-        notes,
-    )
+    return collected()
 
 
 def _chained(ahead: List[Sample], samples: Iterator[Sample]) -> Iterator[Sample]:

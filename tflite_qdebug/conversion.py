@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def load_float_model(source: Any) -> FloatModel:
     if tf_private.is_converter(source):
         return FloatModel(tf_private.convert_to_float(source), "converter", tf_private.converter_settings(source))
     if tf_private.is_keras_model(source):
-        return FloatModel(tf_private.convert_to_float(tf_private.converter_from_keras(source)), "Keras model")
+        return FloatModel(tf_private.convert_keras_to_float(source), "Keras model")
     raise ModelError(
         f"got {type(source).__module__}.{type(source).__qualname__}, expected a TFLiteConverter, a Keras model, the bytes of "
         "a float .tflite, or the path of a .tflite, .keras, .h5 or SavedModel"
@@ -122,7 +123,7 @@ def _load_path(path: Path) -> FloatModel:
         if not path.exists():
             raise ModelError(f"cannot read the model {path}: No such file or directory")
         keras_model = tf_private.load_keras_model(str(path))
-        return FloatModel(tf_private.convert_to_float(tf_private.converter_from_keras(keras_model)), str(path))
+        return FloatModel(tf_private.convert_keras_to_float(keras_model), str(path))
     return FloatModel(read_model_bytes(path), str(path))
 
 
@@ -517,7 +518,7 @@ def check_denylist_nodes(model: Model, names: Any) -> tuple[str, ...]:
     known = model.main.nodes
     found = []
     for name in _as_names(names, "denylisted_nodes"):
-        shown = name
+        shown = _completed(name, known) if "…" in name else name
         if shown not in known and shown.startswith(edit.NUMERIC_VERIFY + "/"):
             shown = shown[len(edit.NUMERIC_VERIFY) + 1 :].rpartition(":")[0]
         while shown not in known and shown and shown[-1].isdigit():
@@ -529,6 +530,19 @@ def check_denylist_nodes(model: Model, names: Any) -> tuple[str, ...]:
             )
         found.append(shown)
     return tuple(dict.fromkeys(found))
+
+
+def _completed(name: str, known: Iterable[str]) -> str:
+    """Returns the one name that a table shows as ``name``, with ``…`` for a part of it.
+
+    Raises:
+        OptionError: Where several names could be meant.
+    """
+    pattern = re.compile(".*".join(re.escape(part) for part in name.split("…")), re.DOTALL)
+    found = [candidate for candidate in known if pattern.fullmatch(candidate)]
+    if len(found) > 1:
+        raise OptionError(f"got denylisted node {name!r}, which {len(found)} names fit: {', '.join(map(repr, found[:5]))}")
+    return found[0] if found else name
 
 
 def check_denylist_ops(model: Model, names: Any) -> tuple[str, ...]:

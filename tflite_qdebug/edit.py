@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,15 +22,37 @@ NUMERIC_VERIFY = "NumericVerify"
 _FLOAT16_MAXIMUM = float(np.finfo(np.float16).max)
 # TensorFlow leaves weights of fewer elements in float when it quantizes weights alone.
 _MINIMUM_WEIGHTS = 1024
-# Operator -> (position of the weights, axis of the channels or None, version of the hybrid kernel, has the option
-# asymmetric_quantize_inputs), as TensorFlow's dynamic-range quantizer treats them.
+# ... and takes no smaller greatest magnitude than this, so that a channel of zeros has a scale.
+_SMALLEST_MAGNITUDE = np.float32(5e-7)
+
+
+class _Hybrid(NamedTuple):
+    """How TensorFlow's dynamic-range quantizer treats the weights of one type of operator.
+
+    Attributes:
+        weights: Positions of the weights among the inputs; all of them become int8, or none.
+        axis: The axis of the channels; None: one scale for all.
+        per_tensor: Version of the hybrid kernel with one scale.
+        per_channel: Version of the hybrid kernel with a scale for each channel.
+        asymmetric: Whether it has the option ``asymmetric_quantize_inputs``, which TensorFlow sets.
+    """
+
+    weights: tuple[int, ...]
+    axis: int | None
+    per_tensor: int
+    per_channel: int
+    asymmetric: bool = False
+
+
 _HYBRID = {
-    "CONV_2D": (1, 0, 5, False),
-    "DEPTHWISE_CONV_2D": (1, 3, 6, False),
-    "FULLY_CONNECTED": (1, 0, 12, True),
-    "TRANSPOSE_CONV": (1, 0, 2, False),
-    "BATCH_MATMUL": (1, None, 4, True),
-    "EMBEDDING_LOOKUP": (1, 0, 4, False),
+    "CONV_2D": _Hybrid((1,), 0, 2, 5),
+    "DEPTHWISE_CONV_2D": _Hybrid((1,), 3, 4, 6),
+    "FULLY_CONNECTED": _Hybrid((1,), 0, 9, 12, asymmetric=True),
+    "TRANSPOSE_CONV": _Hybrid((1,), 0, 2, 2),
+    "BATCH_MATMUL": _Hybrid((1,), None, 4, 4, asymmetric=True),
+    "EMBEDDING_LOOKUP": _Hybrid((1,), 0, 3, 4),
+    "GATHER": _Hybrid((0,), None, 2, 2),
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": _Hybrid((1, 2, 3, 4, 5, 6, 7, 8, 16), None, 3, 3, asymmetric=True),
 }
 
 
@@ -250,39 +273,64 @@ def quantize_weights(model: Model, per_channel: bool = True) -> bytes:
     """Returns the dynamic-range model: weights as int8, activations quantized on the fly by the hybrid kernels.
 
     As TensorFlow does: symmetric, narrow range (-127..127), per channel where the kernel can, weights of at least 1024
-    elements only, and only where every reader takes them as its weights. Recurrent operators keep float weights.
+    elements only. A table that GATHER reads becomes int8 too, and what is gathered is dequantized. Weights that several
+    operators read are quantized for each kind of reader; who cannot take int8 keeps the float ones. Recurrent operators
+    other than UNIDIRECTIONAL_SEQUENCE_LSTM keep float weights.
     """
     _require_single_subgraph(model, "dynamic_range")
     unpacked = _unpack(model)
     writer = _Writer(unpacked)
-    readers: dict[int, list[tuple[Operator, int]]] = {}
+    uses: dict[int, dict[int | None, list[tuple[int, int]]]] = {}
+    behind: dict[int, Any] = {}
     for operator in model.main.operators:
-        for position, index in enumerate(operator.inputs):
-            readers.setdefault(index, []).append((operator, position))
-    for index, uses in readers.items():
-        tensor = model.main.tensors[index] if index >= 0 else None
-        if tensor is None or not (tensor.is_constant and tensor.is_float):
+        weights = _quantizable_weights(model, operator)
+        if not weights:
             continue
-        takes = all(op.name in _HYBRID and position == _HYBRID[op.name][0] for op, position in uses)
-        axes = {_HYBRID[op.name][1] for op, _ in uses} if takes else set()
-        if not takes or len(axes) > 1 or int(np.prod(tensor.shape)) < _MINIMUM_WEIGHTS:
-            continue
-        _quantize_constant(writer, model, tensor, axes.pop() if per_channel else None)
-        for operator, _ in uses:
-            _make_hybrid(writer, operator)
+        axis = _HYBRID[operator.name].axis if per_channel else None
+        for position in weights:
+            uses.setdefault(operator.inputs[position], {}).setdefault(axis, []).append((operator.index, position))
+        _make_hybrid(writer, operator, axis is not None)
+    readers = Counter(index for operator in model.main.operators for index in operator.inputs)
+    readers.update(model.main.outputs)
+    for index, by_axis in uses.items():
+        for axis, places in by_axis.items():
+            target, readers[index] = index, readers[index] - len(places)
+            if readers[index]:  # who comes later, or cannot take integers, reads the float values
+                target = writer.add_tensor(
+                    model.main.tensors[index].name, writer.main.tensors[index], writer.schema.TensorType.INT8
+                )
+            _quantize_constant(writer, target, model.constant(model.main.tensors[index]), axis)
+            for operator_index, position in places:
+                _replace_input(writer.main.operators[operator_index], position, target)
+    for operator in model.main.operators:
+        if operator.name == "GATHER" and _quantizable_weights(model, operator):
+            behind[operator.index] = _gather_integers(writer, model, operator)
+    writer.main.operators = [
+        table
+        for index, operator in enumerate(writer.main.operators)
+        for table in ([operator, behind[index]] if index in behind else [operator])
+    ]
     _drop_unused_buffers(unpacked)
     return _pack(unpacked)
 
 
-def _quantize_constant(writer: _Writer, model: Model, tensor: Tensor, axis: int | None) -> None:
-    values = model.constant(tensor)
+def _quantizable_weights(model: Model, operator: Operator) -> list[int]:
+    """Returns the positions of the inputs that become int8: all weights of a hybrid operator, or none."""
+    hybrid = _HYBRID.get(operator.name)
+    if hybrid is None:
+        return []
+    positions = [position for position in hybrid.weights if operator.inputs[position : position + 1] not in ((), (-1,))]
+    tensors = [model.main.tensors[operator.inputs[position]] for position in positions]
+    fit = all(t.is_constant and t.is_float and int(np.prod(t.shape)) >= _MINIMUM_WEIGHTS for t in tensors)
+    return positions if fit else []
+
+
+def _quantize_constant(writer: _Writer, index: int, values: np.ndarray, axis: int | None) -> None:
     others = None if axis is None else tuple(i for i in range(values.ndim) if i != axis)
-    largest = np.abs(values).max(axis=others, keepdims=True)
+    largest = np.maximum(np.abs(values).max(axis=others, keepdims=True), _SMALLEST_MAGNITUDE)
     scale = (largest.astype(np.float32) / np.float32(127)).astype(np.float32)
-    # A channel of zeros has no scale of its own; any keeps it zero.
-    scale = np.where(scale > 0, scale, np.float32(1))
     integers = np.clip(_round_half_away(values / scale), -127, 127).astype(np.int8)
-    table = writer.main.tensors[tensor.index]
+    table = writer.main.tensors[index]
     table.type, table.buffer = writer.schema.TensorType.INT8, writer.add_values(integers)
     parameters = writer.schema.QuantizationParametersT()
     parameters.scale, parameters.zeroPoint = scale.reshape(-1), np.zeros(scale.size, dtype=np.int64)
@@ -290,15 +338,34 @@ def _quantize_constant(writer: _Writer, model: Model, tensor: Tensor, axis: int 
     table.quantization = parameters
 
 
+def _replace_input(table: Any, position: int, index: int) -> None:
+    inputs = np.array(table.inputs, dtype=np.int32)
+    inputs[position] = index
+    table.inputs = inputs
+
+
+def _gather_integers(writer: _Writer, model: Model, operator: Operator) -> Any:
+    """Makes a GATHER write integers, and returns the DEQUANTIZE to be put behind it."""
+    table, output = writer.main.operators[operator.index], operator.outputs[0]
+    reader, integers = writer.dequantize(output, model.main.tensors[output].name + "_int8", 2)
+    written = writer.main.tensors[integers]
+    written.type = writer.schema.TensorType.INT8
+    written.quantization = writer.main.tensors[int(table.inputs[0])].quantization
+    table.outputs = np.array([integers], dtype=np.int32)
+    reader.inputs, reader.outputs = np.array([integers], dtype=np.int32), np.array([output], dtype=np.int32)
+    return reader
+
+
 def _round_half_away(values: np.ndarray) -> np.ndarray:
     return np.trunc(values + np.copysign(np.float32(0.5), values))
 
 
-def _make_hybrid(writer: _Writer, operator: Operator) -> None:
-    _, _, version, asymmetric = _HYBRID[operator.name]
+def _make_hybrid(writer: _Writer, operator: Operator, per_channel: bool) -> None:
+    hybrid = _HYBRID[operator.name]
     table = writer.main.operators[operator.index]
+    version = hybrid.per_channel if per_channel else hybrid.per_tensor
     table.opcodeIndex = writer.add_code(operator.name, max(version, operator.version))
-    if asymmetric and table.builtinOptions is not None:
+    if hybrid.asymmetric and table.builtinOptions is not None:
         table.builtinOptions.asymmetricQuantizeInputs = True
 
 

@@ -8,6 +8,7 @@ failed), so that code written for it keeps working.
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Iterable, List
 
 __all__ = [
@@ -85,10 +86,19 @@ class MetricError(QDebugError, ValueError):
 
 def nearest_names(name: str, names: Iterable[str], count: int = 3) -> List[str]:
     """Returns the up to ``count`` names most like ``name``, best first."""
-    known = list(dict.fromkeys(names))
-    nearest = [known_name for known_name in known if name and name.lower() in known_name.lower()][:count]
-    nearest += difflib.get_close_matches(name, known, n=count, cutoff=0.3)
-    return list(dict.fromkeys(nearest))[:count]
+    wanted = name.lower()
+    scores = {}
+    for known in dict.fromkeys(names):
+        # A converter joins the names of what it fused; what a person types is like one part of it.
+        parts = [known.lower()] + re.split(r"[/;:]", known.lower())
+        matcher = difflib.SequenceMatcher(b=wanted, autojunk=False)
+        likeness = 0.0
+        for part in parts:
+            matcher.set_seq1(part)
+            likeness = max(likeness, matcher.ratio())
+        scores[known] = likeness + (1.0 if wanted and wanted in known.lower() else 0.0)
+    likely = [known for known, score in scores.items() if score > 0.4]
+    return sorted(likely, key=lambda known: -scores[known])[:count]
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ unless the model's shape is dynamic) and says which kernels really ran.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import sys
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Sequence, Tuple
@@ -229,6 +230,8 @@ class Interpreter:
 def _load_delegate(runtime: tf_private.Runtime, delegate: Delegate) -> Any:
     load: Callable[..., Any] = runtime.load_delegate
     try:
+        # Opened here first: where that fails, the runtimes' own Delegate also complains while it is destroyed.
+        ctypes.PyDLL(delegate.library)
         return load(delegate.library, dict(delegate.options))
     except (OSError, ValueError) as error:
         reason = str(error).strip() or "the library gave no reason"

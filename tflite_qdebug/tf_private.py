@@ -45,7 +45,11 @@ def tensorflow() -> Any:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        import tensorflow
+        if "tensorflow" in sys.modules:
+            import tensorflow
+        else:
+            with captured_chatter():
+                import tensorflow
     except ImportError as error:
         raise MissingPackageError(
             "this step needs TensorFlow, which cannot be imported ({}); install it with "
@@ -282,9 +286,36 @@ def load_keras_model(path: str) -> Any:
     raise ModelError("cannot load the Keras model {} ({})".format(path, "; ".join(refusals)))
 
 
-def converter_from_keras(model: Any) -> Any:
-    """Returns a converter for a Keras model."""
-    return tensorflow().lite.TFLiteConverter.from_keras_model(model)
+def convert_keras_to_float(model: Any) -> bytes:
+    """Converts a Keras model once, as `convert_to_float`.
+
+    TensorFlow before 2.18 aborts the process when ``from_keras_model`` is given a model of Keras 3, so there the model goes
+    through a SavedModel, written as newer releases do it themselves.
+    """
+    tf = tensorflow()
+    if version_of(tf) >= (2, 18) or not _is_keras_3(model):
+        return convert_to_float(tf.lite.TFLiteConverter.from_keras_model(model))
+    keras = sys.modules["keras"]
+    with tempfile.TemporaryDirectory(prefix="tflite_qdebug_") as folder:
+        with captured_chatter():
+            archive = keras.export.ExportArchive()
+            archive.track(model)
+            specs = [tf.TensorSpec(tensor.shape, tensor.dtype, tensor.name) for tensor in model.inputs]
+            signature = [specs] if len(specs) > 1 else specs
+            archive.add_endpoint("serve", functools.partial(model.__call__, training=False), signature)
+            archive.write_out(folder)
+        return convert_to_float(converter_from_saved_model(folder))
+
+
+def version_of(module: Any) -> Tuple[int, int]:
+    """Returns major and minor version of a package."""
+    major, minor = module.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+def _is_keras_3(model: Any) -> bool:
+    keras = sys.modules.get("keras")
+    return keras is not None and keras.__version__.startswith("3") and isinstance(model, keras.Model)
 
 
 def converter_from_saved_model(path: str) -> Any:

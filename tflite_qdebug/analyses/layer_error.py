@@ -6,7 +6,7 @@ import hashlib
 from datetime import datetime, timezone
 from typing import Any
 
-from tflite_qdebug.collect import Backend, LayerMetrics, collect_layer_errors
+from tflite_qdebug.collect import Backend, Collected, LayerMetrics, collect_layer_errors
 from tflite_qdebug.conversion import CalibratedModel
 from tflite_qdebug.datasets import Dataset, open_dataset
 from tflite_qdebug.edit import DebugModel
@@ -62,39 +62,52 @@ def run_debug_model(
     progress: bool | None = None,
     options: dict[str, Any] | None = None,
 ) -> Run:
-    """Runs a debug model over an opened dataset and returns the run, with what is needed to repeat it."""
+    """Runs a debug model over an opened dataset and returns the run, with what is needed to repeat it.
+
+    An error or an interruption on the way carries the run over the samples before it, as its ``partial_run``.
+    """
     from tflite_qdebug import __version__
 
     backend, metrics = backend or Backend(), metrics or LayerMetrics()
-    collected = collect_layer_errors(
-        debug_model.data,
-        debug_model.layers,
-        dataset,
-        backend,
-        metrics,
-        float_model if metrics.model else None,
-        debug_model.outputs,
-        debug_model.stateful,
-        progress,
-        f"measuring {len(debug_model.layers)} layers",
-    )
-    provenance = {
-        "tflite_qdebug": __version__,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "verify": debug_model.verify,
-        "options": {name: value for name, value in (options or {}).items() if value not in (None, (), [])},
-        "debug_model_sha256": hashlib.sha256(debug_model.data).hexdigest(),
-        "float_model_sha256": hashlib.sha256(float_model).hexdigest() if float_model else None,
-        "debug_dataset": dataset.description,
-        "samples": collected.statistics.samples,
-        **collected.provenance,
-    }
-    return Run(
-        debug_model.verify,
-        list(debug_model.layers),
-        collected.statistics,
-        collected.metrics,
-        collected.model_metrics,
-        provenance,
-        collected.notes,
-    )
+
+    def as_run(collected: Collected, notes: list[str]) -> Run:
+        provenance = {
+            "tflite_qdebug": __version__,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "verify": debug_model.verify,
+            "options": {name: value for name, value in (options or {}).items() if value not in (None, (), [])},
+            "debug_model_sha256": hashlib.sha256(debug_model.data).hexdigest(),
+            "float_model_sha256": hashlib.sha256(float_model).hexdigest() if float_model else None,
+            "debug_dataset": dataset.description,
+            "samples": collected.statistics.samples,
+            **collected.provenance,
+        }
+        return Run(
+            debug_model.verify,
+            list(debug_model.layers),
+            collected.statistics,
+            collected.metrics,
+            collected.model_metrics,
+            provenance,
+            collected.notes + notes,
+        )
+
+    try:
+        collected = collect_layer_errors(
+            debug_model.data,
+            debug_model.layers,
+            dataset,
+            backend,
+            metrics,
+            float_model if metrics.model else None,
+            debug_model.outputs,
+            debug_model.stateful,
+            progress,
+            f"measuring {len(debug_model.layers)} layers",
+        )
+    except BaseException as error:
+        if hasattr(error, "collected"):
+            reason = f"ended before the dataset did: {type(error).__name__} {error}".rstrip()
+            error.partial_run = as_run(error.collected, [reason])  # type: ignore[attr-defined]
+        raise
+    return as_run(collected, [])

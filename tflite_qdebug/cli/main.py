@@ -86,18 +86,9 @@ def parser() -> argparse.ArgumentParser:
         "run",
         "the error of each layer, and the worst layers",
         [
-            "model",
-            "--representative-data",
-            "--debug-data",
-            "--limit",
-            "--kind",
-            *QUANTIZING,
-            "--whole-model",
-            "--criterion",
-            "--count",
-            *RUNNING,
-            "--output",
-        ],  # fmt: skip
+            *("model", "--representative-data", "--debug-data", "--limit", "--kind", *QUANTIZING),
+            *("--whole-model", "--criterion", "--count", *RUNNING, "--output"),
+        ],
     )
     return top
 

@@ -78,7 +78,8 @@ def convert(arguments: argparse.Namespace, screen: Screen) -> None:
     float_model = load(arguments)
     free = ("float", "float16", "dynamic_range")
     calibrated = None if set(kinds) <= set(free) else calibrate(arguments, float_model)
-    made, rows = {}, []
+    made: dict[str, dict[str, Any]] = {}
+    rows = []
     for kind in kinds:
         model = _make(kind, float_model, calibrated, arguments)
         name = f"{stem(arguments)}_{kind}.tflite"
@@ -141,7 +142,7 @@ def evaluation(arguments: argparse.Namespace, screen: Screen) -> None:
 
 def show_evaluation(screen: Screen, result: Evaluation) -> None:
     """Prints scores and notes."""
-    screen.table(*result.table(), title=f"{result.samples} samples of {result.dataset}")
+    screen.table(*result.table(), title=result.dataset)
     screen.notes(result.notes)
 
 
@@ -149,9 +150,8 @@ def run(arguments: argparse.Namespace, screen: Screen) -> None:
     """Measures the error of each layer."""
     kinds = arguments.kind or ["int8"]
     if len(kinds) > 1 or kinds[0] not in KINDS:
-        raise OptionError(
-            f"got --kind {', '.join(kinds)}, expected one of {', '.join(KINDS[1:])}.{did_you_mean(kinds[0], KINDS)}"
-        )
+        known = ", ".join(KINDS[1:])
+        raise OptionError(f"got --kind {', '.join(kinds)}, expected one of {known}.{did_you_mean(kinds[0], KINDS)}")
     folder = Folder(arguments.output)
     float_model = load(arguments)
     debug_data, notes = _debug_data(arguments)
@@ -168,17 +168,15 @@ def run(arguments: argparse.Namespace, screen: Screen) -> None:
     ):
         folder.write(name, content)
     dataset = open_dataset(debug_data, calibrated.model.input_specs(), "debug dataset", arguments.limit)
-    described = {"kind": kinds[0], "calibration": arguments.calibration, "calibration_dataset": calibrated.dataset, **options}
+    described = {
+        "model": float_model.origin,
+        "kind": kinds[0],
+        "calibration": arguments.calibration,
+        "calibration_dataset": calibrated.dataset,
+        **options,
+    }
     try:
-        result = run_debug_model(
-            debug_model,
-            dataset,
-            backend,
-            None,
-            float_model.data,
-            progress(arguments),
-            {"model": float_model.origin, **described},
-        )
+        result = run_debug_model(debug_model, dataset, backend, None, float_model.data, progress(arguments), described)
     except BaseException as error:
         partial = getattr(error, "partial_run", None)
         if partial is not None and folder.path is not None:
@@ -227,10 +225,10 @@ def _write_run(folder: Folder, result: Run, prefix: str = "") -> None:
 
 def show_run(screen: Screen, result: Run, positions: Sequence[int], criterion: str) -> None:
     """Prints the worst layers, how to read them, and what to type next."""
-    statistics, ran = result.statistics, result.provenance
+    ran = result.provenance
     kind = {"per_layer": "what each operator adds", "whole_model": "accumulated up to each operator"}[result.verify]
     screen.say(
-        f"{len(result.layers)} layers, {statistics.samples} samples of {ran['debug_dataset']}; {ran['kernels']} kernels of "
+        f"{len(result.layers)} layers, {ran['debug_dataset']}; {ran['kernels']} kernels of "
         f"{ran['runtime']} {ran['runtime_version']}, {ran['workers']} workers"
     )
     screen.notes(result.notes)
@@ -241,7 +239,8 @@ def show_run(screen: Screen, result: Run, positions: Sequence[int], criterion: s
         "work. 'at ends' is the share of values at either end of the integer range; 'worst' is the worst sample."
     )
     nodes = suspects(result, positions)
-    if nodes:
+    # What a layer inherited is not mended by leaving that layer in float, and only the int8 quantizer takes a denylist.
+    if nodes and result.verify == "per_layer" and ran["options"].get("kind") == "int8":
         screen.say("to keep the suspects in float:")
         screen.say("  denylisted_nodes=[" + ",\n                    ".join(repr(node) for node in nodes) + "]")
 
@@ -249,4 +248,9 @@ def show_run(screen: Screen, result: Run, positions: Sequence[int], criterion: s
 def suspects(result: Run, positions: Sequence[int], threshold: float = 0.7, most: int = 5) -> list[str]:
     """Returns the names of layers whose RMSE/scale rounding cannot explain, worst first."""
     ratios = result.columns()["rmse_over_scale"]
-    return [result.layers[position].node for position in positions if not ratios[position] <= threshold][:most]
+    # Not "above": a layer that gives NaN is a suspect, one without a scale is not.
+    return [
+        result.layers[position].node
+        for position in positions
+        if result.layers[position].scale is not None and not ratios[position] <= threshold
+    ][:most]

@@ -61,14 +61,23 @@ def number(value: Any, digits: int = 4) -> str:
 
 
 def shortened(name: str, width: int) -> str:
-    """Returns a name cut in its middle: both its ends tell layers apart."""
+    """Returns a name with ``…`` for a part of it; a denylist takes it in this form too.
+
+    Of the names that the converter joined with semicolons the first is kept; a long one is cut in its middle, as both ends
+    tell layers apart.
+    """
     if len(name) <= width:
         return name
-    head = (width - 1) // 3
-    return name[:head] + "…" + name[-(width - 1 - head) :]
+    first, semicolon, _ = name.partition(";")
+    end = "…" if semicolon else ""
+    room = width - len(end)
+    if len(first) > room:
+        head = (room - 1) // 3
+        first = first[:head] + "…" + first[-(room - 1 - head) :]
+    return first + end
 
 
-def layer_table(run: Run, positions: Sequence[int], name_width: int = 44) -> tuple[list[str], list[list[str]]]:
+def layer_table(run: Run, positions: Sequence[int], name_width: int = 48) -> tuple[list[str], list[list[str]]]:
     """Returns header and rows of the layers at ``positions``, as text."""
     columns = run.columns()
     header = ["#", "operator", "node", "RMSE/scale", "SQNR dB", "cosine", "bias", "max error", "scale", "at ends %", "worst"]

@@ -1,0 +1,62 @@
+"""Runs on an interpreter wheel alone: the board part measures what the host measured.
+
+    python tests/board_check.py prepare DIR      on the host: writes debug model, samples and the host's run
+    python tests/board_check.py run DIR          on the board: no TensorFlow, no pandas, no flatbuffers
+
+Not collected by pytest: .ci/run calls it in environments that hold numpy and one interpreter.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+SAMPLES = 20
+
+
+def prepare(folder: Path) -> None:
+    from tflite_qdebug import example
+    from tflite_qdebug.analyses.layer_error import run_debug_model
+    from tflite_qdebug.collect import Backend
+    from tflite_qdebug.conversion import load_float_model
+
+    folder.mkdir(parents=True, exist_ok=True)
+    float_model = load_float_model(example.MODEL_PATH)
+    # tflite-runtime before 2.13 computes per-channel dense layers wrongly; boards get them per tensor.
+    debug_model = float_model.calibrate(example.representative_dataset).debug_model(per_channel_dense=False)
+    dataset = float_model.dataset(example.debug_dataset, "debug dataset", SAMPLES)
+    run = run_debug_model(debug_model, dataset, Backend(kernels="reference", workers=1))
+    (folder / "debug.tflite").write_bytes(debug_model.data)
+    run.save(folder / "host.json")
+    np.savez(folder / "samples.npz", samples=np.concatenate([sample.inputs[0] for sample in dataset]))
+
+
+def run(folder: Path) -> None:
+    from tflite_qdebug.collect import Backend, LayerMetrics, collect_layer_errors
+    from tflite_qdebug.datasets import InputSpec, open_dataset
+    from tflite_qdebug.interpreter import Interpreter
+    from tflite_qdebug.record import Run
+
+    host = Run.load(folder / "host.json")
+    model = (folder / "debug.tflite").read_bytes()
+    info = Interpreter(model, kernels="reference").inputs[0]
+    samples = np.load(folder / "samples.npz")["samples"]
+    dataset = open_dataset(samples, [InputSpec(info.name, info.dynamic_shape, (info.dtype,))], "debug dataset")
+    backend = Backend(kernels="reference", workers=2)
+    collected = collect_layer_errors(model, host.layers, dataset, backend, LayerMetrics())
+    ours, theirs = collected.statistics, host.statistics
+    assert ours.samples == SAMPLES, ours.samples
+    # Kernels of another release may round a step differently; the ill layers must be the same ones, equally ill.
+    board = Run("per_layer", host.layers, ours)
+    assert board.worst(count=3) == host.worst(count=3), (board.worst(count=3), host.worst(count=3))
+    np.testing.assert_allclose(ours.rmse[board.worst(count=3)], theirs.rmse[host.worst(count=3)], rtol=0.02)
+    np.testing.assert_allclose(ours.rmse, theirs.rmse, rtol=0.5, atol=float(theirs.rmse.max()) * 0.01)
+    for name in ("tensorflow", "pandas", "flatbuffers", "numba", "rich"):
+        assert name not in sys.modules, f"{name} was imported on the board"
+    print(f"board check: {collected.provenance['runtime']} {collected.provenance['runtime_version']}: 1 passed, 0 failed")
+
+
+if __name__ == "__main__":
+    {"prepare": prepare, "run": run}[sys.argv[1]](Path(sys.argv[2]))

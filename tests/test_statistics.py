@@ -1,0 +1,358 @@
+"""Statistics against float64 arithmetic by hand, the laws of merging, and the two inner loops against each other."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from contracts import check_mergeable
+
+from tflite_qdebug import kernels
+from tflite_qdebug.statistics import ErrorStatistics, Histogram, SampleSums
+
+SCALE, ZERO_POINT = 0.05, -7
+
+
+def loops() -> list[Any]:
+    name, measure = kernels.measure_pair()
+    found = [pytest.param(kernels._with_numpy, id="numpy")]
+    if name != "numpy":
+        found.append(pytest.param(measure, id="numba"))
+    return found
+
+
+def measured(
+    values: np.ndarray,
+    reference: np.ndarray,
+    scale: float = SCALE,
+    zero_point: float = ZERO_POINT,
+    measure: Callable[..., Any] = kernels._with_numpy,
+) -> np.ndarray:
+    limits = (0, 0) if values.dtype.kind == "f" else (np.iinfo(values.dtype).min, np.iinfo(values.dtype).max)
+    row = np.zeros(kernels.COLUMNS)
+    measure(values, reference, float(scale), float(zero_point), int(limits[0]), int(limits[1]), row)
+    return row
+
+
+def sums_of(values: np.ndarray, reference: np.ndarray, **options: Any) -> SampleSums:
+    return SampleSums(measured(values, reference, **options)[np.newaxis])
+
+
+def pair(count: int, dtype: Any = np.int8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Integers, and float values that lie off them by noise of about half a step."""
+    generator = np.random.default_rng(seed)
+    if np.dtype(dtype).kind == "f":
+        values = generator.normal(0.0, 2.0, count).astype(dtype)
+        return values, (values + generator.normal(0.0, 0.1, count)).astype(np.float32)
+    limits = np.iinfo(dtype)
+    values = generator.integers(max(limits.min, -2000), min(limits.max, 2000) + 1, count).astype(dtype)
+    real = (values.astype(np.float64) - ZERO_POINT) * SCALE
+    return values, (real + generator.normal(0.0, SCALE / 2, count)).astype(np.float32)
+
+
+def by_hand(values: np.ndarray, reference: np.ndarray, scale: float, zero_point: float) -> dict[str, float]:
+    error = (values.astype(np.float64) - zero_point) * np.float64(np.float32(scale)) - reference.astype(np.float64)
+    signal = reference.astype(np.float64)
+    return {
+        "count": len(values),
+        "sum": error.sum(),
+        "squared": (error**2).sum(),
+        "signal": (signal**2).sum(),
+        "product": (error * signal).sum(),
+        "peak": np.abs(error).max() if len(error) else 0.0,
+        "stddev": error.std() if len(error) else 0.0,
+    }
+
+
+@pytest.mark.parametrize("measure", loops())
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.float32])
+@pytest.mark.parametrize("count", [0, 1, 4095, 4096, 4097, 70000])
+def test_a_sample_gives_the_sums_of_float64_arithmetic(measure: Callable[..., Any], dtype: Any, count: int) -> None:
+    values, reference = pair(count, dtype, seed=count)
+    scale, zero_point = (1.0, 0.0) if dtype is np.float32 else (SCALE, ZERO_POINT)
+    row = measured(values, reference, scale, zero_point, measure)
+    hand = by_hand(values, reference, scale, zero_point)
+    rmse = math.sqrt(hand["squared"] / max(count, 1))
+    # float32 holds a value of 200 to 1e-5, in which an error of 0.03 stands: 1e-3 of it at worst, random over elements.
+    unit = float(np.abs(reference).max(initial=0.0)) * 2.0**-23
+    assert row[0] == count
+    assert row[1] == pytest.approx(hand["sum"], abs=unit * count + 1e-12)
+    assert row[2] == pytest.approx(hand["squared"], abs=2 * unit * rmse * count + 1e-12)
+    assert row[3] == pytest.approx(hand["signal"], rel=1e-5, abs=1e-12)
+    assert row[4] == pytest.approx(hand["product"], abs=3 * unit * math.sqrt(hand["signal"] * count) + 1e-6)
+    assert row[7] == pytest.approx(hand["peak"], abs=2 * unit)
+    assert row[8] == pytest.approx(hand["stddev"], abs=2 * unit + 1e-5 * rmse)
+    if dtype is not np.float32 and count:
+        limits = np.iinfo(dtype)
+        assert row[5:7].tolist() == [(values == limits.min).sum(), (values == limits.max).sum()]
+        assert row[9:11].tolist() == [values.min(), values.max()]
+        if count >= 4095 and dtype is not np.int16:
+            assert min(row[5:7]) > 0, "the sample must reach both ends"
+
+
+@pytest.mark.skipif(len(loops()) < 2, reason="numba is not installed")
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.float32])
+@pytest.mark.parametrize("count", [0, 1, 4095, 4096, 4097, 70000])
+@pytest.mark.parametrize("odd", [None, math.nan, math.inf, -math.inf])
+def test_numba_and_numpy_agree(dtype: Any, count: int, odd: float | None) -> None:
+    values, reference = pair(count, dtype, seed=count + 1)
+    if odd is not None and count:
+        reference[count // 2] = odd
+    scale, zero_point = (1.0, 0.0) if dtype is np.float32 else (SCALE, ZERO_POINT)
+    with np.errstate(invalid="ignore"):
+        expected = measured(values, reference, scale, zero_point)
+    got = measured(values, reference, scale, zero_point, kernels.measure_pair()[1])
+    exact = [0, 5, 6] if dtype is np.float32 or not count else [0, 5, 6, 9, 10]
+    np.testing.assert_array_equal(got[exact], expected[exact])
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
+    np.testing.assert_array_equal(np.isinf(got), np.isinf(expected))
+    finite = np.isfinite(expected)
+    tolerance = 1e-5 * np.sqrt(max(count, 1) * max(np.nan_to_num(expected[2], posinf=0.0), 1e-9)) + 1e-6
+    np.testing.assert_allclose(got[finite], expected[finite], rtol=2e-5, atol=tolerance)
+
+
+@pytest.mark.parametrize("measure", loops())
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+@pytest.mark.parametrize("place", [0, 4096, 69999])
+def test_one_nan_or_infinity_among_many_is_not_lost(measure: Callable[..., Any], odd: float, place: int) -> None:
+    values, reference = pair(70000)
+    reference[place] = odd
+    with np.errstate(invalid="ignore"):
+        row = measured(values, reference, measure=measure)
+    assert not np.isfinite(row[[1, 2, 4, 7, 8]]).any()
+    assert np.isnan(row[7]) if math.isnan(odd) else row[7] == math.inf
+    statistics = ErrorStatistics(1)
+    statistics.add(0, sums_of(*pair(100)))
+    statistics.add(1, SampleSums(row[np.newaxis]))
+    assert not np.isfinite(statistics.rmse[0])
+    assert not np.isfinite(statistics.max_abs_error[0])
+    assert statistics.worst_sample[0] == 1
+    # TensorFlow leaves a NaN sample out of its mean; an infinite one makes the mean infinite.
+    assert statistics.tensorflow_counts[0, 0] == 2
+
+
+@pytest.mark.parametrize("measure", loops())
+@pytest.mark.parametrize("bias", [1.0, 30.0, 1000.0])
+def test_stddev_is_exact_where_the_bias_is_most_of_the_error(measure: Callable[..., Any], bias: float) -> None:
+    values, reference = pair(50000)
+    reference = (reference.astype(np.float64) + bias).astype(np.float32)
+    row = measured(values, reference, measure=measure)
+    hand = by_hand(values, reference, SCALE, ZERO_POINT)
+    rmse = math.sqrt(hand["squared"] / 50000)
+    assert abs(row[8] - hand["stddev"]) < 1e-5 * rmse
+
+
+@pytest.mark.parametrize("measure", loops())
+def test_values_at_the_ends_are_counted(measure: Callable[..., Any]) -> None:
+    values = np.array([-128, -128, 5, 127, 127, 127, 126, -127], dtype=np.int8)
+    row = measured(values, np.zeros(8, dtype=np.float32), 1.0, 0.0, measure)
+    assert row[5:7].tolist() == [2, 3]
+    assert row[9:11].tolist() == [-128, 127]
+    statistics = ErrorStatistics(1)
+    statistics.add(0, SampleSums(row[np.newaxis]))
+    assert statistics.saturated_low[0] == 2 / 8
+    assert statistics.saturated_high[0] == 3 / 8
+    assert statistics.range_used(np.array([256.0]))[0] == 1.0
+
+
+# ------------------------------------------------------------------------------------------------------- ErrorStatistics
+
+
+def statistics_of(parts: list[tuple[int, SampleSums]], layers: int = 2) -> ErrorStatistics:
+    statistics = ErrorStatistics(layers)
+    for index, sample in parts:
+        statistics.add(index, sample)
+    return statistics
+
+
+def exact_sample(seed: int) -> SampleSums:
+    """Two layers whose sums are exact in float64, whatever the order of addition."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for _ in range(2):
+        values = generator.integers(-128, 128, 64).astype(np.int8)
+        reference = generator.integers(-40, 40, 64).astype(np.float32) / 4
+        rows.append(measured(values, reference, 0.25, 3.0))
+    return SampleSums(np.array(rows))
+
+
+def same_statistics(first: ErrorStatistics, second: ErrorStatistics) -> None:
+    assert first.samples == second.samples
+    for name in ErrorStatistics._FIELDS:
+        ours, theirs = getattr(first, name), getattr(second, name)
+        if name == "tensorflow_sums":  # square roots and quotients round, so their sums do too
+            np.testing.assert_allclose(ours, theirs, rtol=1e-13, err_msg=name)
+        else:
+            np.testing.assert_array_equal(ours, theirs, err_msg=name)
+
+
+def test_error_statistics_merge() -> None:
+    samples = [(index, exact_sample(index)) for index in range(9)]
+    parts = [statistics_of(samples[0:2]), statistics_of(samples[2:7]), statistics_of(samples[7:])]
+    check_mergeable(lambda: ErrorStatistics(2), parts, statistics_of(samples), same_statistics)
+
+
+def test_error_statistics_merge_with_nan_and_infinity_among_them() -> None:
+    samples = [(index, exact_sample(index)) for index in range(6)]
+    samples[1][1].sums[0, 2] = math.nan
+    samples[4][1].sums[1, 2] = math.inf
+    parts = [statistics_of(samples[0:2]), statistics_of(samples[2:4]), statistics_of(samples[4:])]
+    check_mergeable(lambda: ErrorStatistics(2), parts, statistics_of(samples), same_statistics)
+    whole = statistics_of(samples)
+    assert whole.worst_sample.tolist() == [1, 4]
+    assert np.isnan(whole.rmse[0])
+    assert np.isinf(whole.rmse[1])
+
+
+def test_the_worst_sample_does_not_depend_on_the_order_of_merging_also_on_a_tie() -> None:
+    sample = exact_sample(3)
+    for order in itertools.permutations(range(3)):
+        merged = ErrorStatistics(2)
+        for index in order:
+            merged = merged + statistics_of([(index, sample)])
+        assert merged.worst_sample.tolist() == [0, 0]
+
+
+def test_statistics_of_different_models_do_not_add() -> None:
+    with pytest.raises(ValueError, match="2 and of 3 layers"):
+        ErrorStatistics(2) + ErrorStatistics(3)
+
+
+def test_pooled_figures_by_hand() -> None:
+    samples = [pair(1000, seed=1), pair(3000, seed=2), pair(500, seed=3)]
+    statistics = ErrorStatistics(1)
+    for index, (values, reference) in enumerate(samples):
+        statistics.add(index, sums_of(values, reference))
+    values = np.concatenate([sample[0] for sample in samples])
+    signal = np.concatenate([sample[1] for sample in samples]).astype(np.float64)
+    real = (values.astype(np.float64) - ZERO_POINT) * np.float64(np.float32(SCALE))
+    error = real - signal
+    assert statistics.num_elements[0] == 4500
+    assert statistics.bias[0] == pytest.approx(error.mean(), abs=1e-6)
+    assert statistics.rmse[0] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-5)
+    assert statistics.sqnr_db[0] == pytest.approx(10 * np.log10((signal**2).sum() / (error**2).sum()), abs=1e-3)
+    cosine = (real @ signal) / np.sqrt((real @ real) * (signal @ signal))
+    assert statistics.cosine[0] == pytest.approx(cosine, abs=1e-7)
+    assert statistics.max_abs_error[0] == pytest.approx(np.abs(error).max(), rel=1e-4)
+    # The difference between pooling and TensorFlow's mean over samples must be visible in this test's data.
+    per_sample = [(((v.astype(float) - ZERO_POINT) * SCALE - r) ** 2).mean() for v, r in samples]
+    assert statistics.tensorflow_metrics()[0, 4] == pytest.approx(np.mean(per_sample), rel=1e-5)
+    assert statistics.tensorflow_metrics()[0, 0] == pytest.approx(1500)
+    assert statistics.worst_sample[0] == int(np.argmax(per_sample))
+
+
+def test_no_error_and_no_signal() -> None:
+    values = np.array([ZERO_POINT, ZERO_POINT + 20], dtype=np.int8)
+    statistics = ErrorStatistics(2)
+    exact = measured(values, np.array([0.0, 20 * SCALE], dtype=np.float32))
+    silent = measured(values[:1], np.zeros(1, dtype=np.float32))
+    statistics.add(0, SampleSums(np.array([exact, silent])))
+    assert statistics.rmse.tolist() == [0.0, 0.0]
+    assert statistics.sqnr_db[0] == math.inf
+    assert math.isnan(statistics.sqnr_db[1])
+    assert math.isnan(statistics.cosine[1])
+
+
+def test_empty_statistics_have_no_figures_and_no_warning() -> None:
+    empty = ErrorStatistics(1)
+    for figure in (empty.bias, empty.rmse, empty.sqnr_db, empty.cosine, empty.saturated_low, empty.tensorflow_metrics()[0, :1]):
+        assert np.isnan(figure).all()
+    assert empty.worst_sample.tolist() == [-1]
+
+
+def test_statistics_survive_their_saved_form() -> None:
+    whole = statistics_of([(index, exact_sample(index)) for index in range(3)])
+    same_statistics(ErrorStatistics.from_dict(whole.to_dict()), whole)
+    same_statistics(ErrorStatistics.from_dict(ErrorStatistics(0).to_dict()), ErrorStatistics(0))
+
+
+# ------------------------------------------------------------------------------------------------------------- Histogram
+
+
+def histogram_of(*arrays: np.ndarray, bins: int = 2048) -> Histogram:
+    histogram = Histogram(bins)
+    for values in arrays:
+        histogram.add(values)
+    return histogram
+
+
+def same_histograms(first: Histogram, second: Histogram) -> None:
+    ours, theirs = (dict(histogram.to_dict()) for histogram in (first, second))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("kind", ["alike", "growing", "shrinking", "positive", "with zeros", "with empties"])
+def test_histogram_merges_exactly(kind: str) -> None:
+    generator = np.random.default_rng(5)
+    arrays = [generator.normal(0, 1, 1000).astype(np.float32) for _ in range(5)]
+    factors = {"growing": [1, 10, 100, 3000, 1e6], "shrinking": [1e6, 1000, 1, 0.01, 1e-5]}.get(kind, [1] * 5)
+    arrays = [array * np.float32(factor) for array, factor in zip(arrays, factors, strict=True)]
+    if kind == "positive":
+        arrays = [np.abs(array) + 5 for array in arrays]
+    if kind == "with zeros":
+        arrays = [np.maximum(array, 0) for array in arrays]
+    if kind == "with empties":
+        arrays[1], arrays[3] = arrays[1][:0], np.zeros(7, dtype=np.float32)
+    parts = [histogram_of(arrays[0]), histogram_of(*arrays[1:4]), histogram_of(arrays[4])]
+    whole = histogram_of(*arrays)
+    check_mergeable(Histogram, parts, whole, same_histograms)
+    assert whole.total == sum(array.size for array in arrays)
+
+
+@pytest.mark.parametrize("bins", [16, 256, 2048])
+@pytest.mark.parametrize("spread", [1e-30, 1e-3, 1.0, 7e4, 3e37])
+def test_histogram_counts_what_numpy_counts_on_the_same_edges(bins: int, spread: float) -> None:
+    generator = np.random.default_rng(6)
+    arrays = [(generator.normal(0, spread, 500) * factor).astype(np.float32) for factor in (0.01, 1, 0.1, 1.9)]
+    histogram = histogram_of(*arrays, bins=bins)
+    edges = histogram.edges()
+    values = np.concatenate(arrays).astype(np.float64)
+    counts, _ = np.histogram(values, edges)
+    np.testing.assert_array_equal(histogram.counts, counts)
+    assert histogram.counts.sum() == len(values)
+    assert (histogram.minimum, histogram.maximum) == (values.min(), values.max())
+    assert len(histogram.counts) <= 2 * bins
+    # Zero is an edge, or beyond the outermost one; widths are a power of two.
+    assert not np.any((edges[:-1] < 0) & (edges[1:] > 0))
+    assert math.frexp(edges[1] - edges[0])[0] == 0.5
+
+
+@pytest.mark.parametrize("largest", [1.0, 2.0, 0.5, 1024.0, -1.0, -4.0])
+def test_a_power_of_two_falls_into_a_bin_inside_the_limit(largest: float) -> None:
+    histogram = histogram_of(np.array([largest, largest / 3, largest / 7], dtype=np.float32), bins=8)
+    counts, _ = np.histogram([largest, largest / 3, largest / 7], histogram.edges())
+    np.testing.assert_array_equal(histogram.counts, counts)
+    assert len(histogram.counts) <= 9
+
+
+def test_zeros_stand_apart() -> None:
+    histogram = histogram_of(np.zeros(5, dtype=np.float32), np.array([-0.0, 0.0, 3.0], dtype=np.float32))
+    assert (histogram.zeros, histogram.total, histogram.counts.sum()) == (7, 8, 1)
+    assert (histogram.minimum, histogram.maximum) == (0.0, 3.0)
+
+
+def test_the_smallest_float_is_counted() -> None:
+    tiny = np.array([1e-45, -1e-45, 1.0], dtype=np.float32)
+    assert histogram_of(tiny).total == 3
+    assert histogram_of(tiny[:2]).total == 2
+
+
+def test_an_empty_array_changes_nothing() -> None:
+    histogram = histogram_of(np.array([1.0, 2.0], dtype=np.float32))
+    before = histogram.to_dict()
+    histogram.add(np.zeros((0, 3), dtype=np.float32))
+    assert histogram.to_dict() == before
+    assert "2 values" in repr(histogram)
+
+
+def test_memory_does_not_grow_with_the_values() -> None:
+    histogram = Histogram(64)
+    generator = np.random.default_rng(1)
+    for power in range(-60, 60):
+        histogram.add(np.ldexp(generator.normal(0, 1, 100), power))
+    assert histogram.total == 12000
+    assert len(histogram.counts) <= 128

@@ -103,16 +103,18 @@ def test_numba_and_numpy_agree(dtype: Any, count: int, odd: float | None) -> Non
     if odd is not None and count:
         reference[count // 2] = odd
     scale, zero_point = (1.0, 0.0) if dtype is np.float32 else (SCALE, ZERO_POINT)
-    with np.errstate(invalid="ignore"):
-        expected = measured(values, reference, scale, zero_point)
+    expected = measured(values, reference, scale, zero_point)
     got = measured(values, reference, scale, zero_point, kernels.measure_pair()[1])
-    exact = [0, 5, 6] if dtype is np.float32 or not count else [0, 5, 6, 9, 10]
+    exact = [0, 5, 6, 9, 10]
     np.testing.assert_array_equal(got[exact], expected[exact])
     np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
     np.testing.assert_array_equal(np.isinf(got), np.isinf(expected))
+    # numba's product and difference are rounded once, numpy's twice: off by a unit of the largest value at each element.
     finite = np.isfinite(expected)
-    tolerance = 1e-5 * np.sqrt(max(count, 1) * max(np.nan_to_num(expected[2], posinf=0.0), 1e-9)) + 1e-6
-    np.testing.assert_allclose(got[finite], expected[finite], rtol=2e-5, atol=tolerance)
+    unit = float(np.abs(reference[np.isfinite(reference)]).max(initial=0.0)) * 2.0**-23
+    signal = np.sqrt(float(np.nansum(np.square(reference[np.isfinite(reference)], dtype=np.float64))) * count)
+    tolerance = np.array([0, count, count * 0.1, 10 * signal, 3 * signal, 0, 0, 2, 2, 0, 0]) * unit + 1e-12
+    assert (np.abs(got[finite] - expected[finite]) <= tolerance[finite]).all(), (got, expected)
 
 
 @pytest.mark.parametrize("measure", loops())
@@ -121,8 +123,7 @@ def test_numba_and_numpy_agree(dtype: Any, count: int, odd: float | None) -> Non
 def test_one_nan_or_infinity_among_many_is_not_lost(measure: Callable[..., Any], odd: float, place: int) -> None:
     values, reference = pair(70000)
     reference[place] = odd
-    with np.errstate(invalid="ignore"):
-        row = measured(values, reference, measure=measure)
+    row = measured(values, reference, measure=measure)
     assert not np.isfinite(row[[1, 2, 4, 7, 8]]).any()
     assert np.isnan(row[7]) if math.isnan(odd) else row[7] == math.inf
     statistics = ErrorStatistics(1)

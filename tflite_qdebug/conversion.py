@@ -438,7 +438,9 @@ class CalibratedModel:
         """
         if kind in ("int8", "full_integer"):
             data = self.numeric_verify_model(kind, whole_model=whole_model, **options)
-            return edit.strip_numeric_verify(Model(data), "whole_model" if whole_model else "per_layer")
+            return dataclasses.replace(
+                edit.strip_numeric_verify(Model(data), self.model), verify="whole_model" if whole_model else "per_layer"
+            )
         if kind == "float":
             raise OptionError("got kind 'float', which has no quantization error; expected another kind")
         quantized = self.quantize(kind, **options)
@@ -516,13 +518,20 @@ def check_denylist_nodes(model: Model, names: Any) -> tuple[str, ...]:
         OptionError: For a name that the model lacks, with the nearest ones.
     """
     known = model.main.nodes
+    # A debug model joins the names of an operator's outputs.
+    joined = {
+        ";".join(model.main.tensors[output].name for output in operator.outputs): model.main.tensors[operator.outputs[0]].name
+        for operator in model.main.operators
+        if operator.outputs
+    }
     found = []
     for name in _as_names(names, "denylisted_nodes"):
         shown = _completed(name, known) if "…" in name else name
         if shown not in known and shown.startswith(edit.NUMERIC_VERIFY + "/"):
             shown = shown[len(edit.NUMERIC_VERIFY) + 1 :].rpartition(":")[0]
-        while shown not in known and shown and shown[-1].isdigit():
+        while shown not in known and shown not in joined and shown and shown[-1].isdigit():
             shown = shown[:-1]
+        shown = shown if shown in known else joined.get(shown, shown)
         if shown not in known:
             raise OptionError(
                 f"got denylisted node {name!r}, expected the name of an operator's output tensor in the float model, which "

@@ -8,6 +8,7 @@ beside the contract, in ``layers``, ``result`` and ``save``.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
@@ -201,7 +202,8 @@ class QuantizationDebugger:
         if options.model_debug_metrics and self.float_model is None:
             raise ModelError(_MISSING_MODEL + " Model metrics compare with the float model: give float_model_path or content")
         if self._calibrated is None:
-            debug_model = edit.strip_numeric_verify(Model(self._given))
+            original = None if self.float_model is None else Model(self.float_model)
+            debug_model = edit.strip_numeric_verify(Model(self._given), original)
             quant_model, described = self._given, {}
         else:
             described = self._quantize_arguments(options)
@@ -218,7 +220,9 @@ class QuantizationDebugger:
             debug_model = self._calibrated.debug_model(whole_model=self._whole_model, **arguments)
             return debug_model.data, debug_model
         data = self._calibrated.numeric_verify_model(whole_model=self._whole_model, **arguments)
-        return data, edit.strip_numeric_verify(Model(data), "whole_model" if self._whole_model else "per_layer")
+        debug_model = edit.strip_numeric_verify(Model(data), self._calibrated.model)
+        verify = "whole_model" if self._whole_model else "per_layer"  # one layer alone does not tell
+        return data, dataclasses.replace(debug_model, verify=verify)
 
     @property
     def options(self) -> QuantizationDebugOptions:

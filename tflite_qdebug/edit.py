@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ __all__ = ["DebugModel", "cast_weights_to_float16", "debug_pair", "expose", "qua
            "with_ranges", "with_renamed"]  # fmt: skip
 
 NUMERIC_VERIFY = "NumericVerify"
+# Operators that a debug model has and the model that it was made from has not.
+_BRIDGES = ("QUANTIZE", "DEQUANTIZE", NUMERIC_VERIFY)
 _FLOAT16_MAXIMUM = float(np.finfo(np.float16).max)
 # TensorFlow leaves weights of fewer elements in float when it quantizes weights alone.
 _MINIMUM_WEIGHTS = 1024
@@ -119,10 +122,15 @@ def _append_outputs(unpacked: Any, tensors: Iterable[int]) -> None:
     main.outputs = np.array(list(dict.fromkeys([*main.outputs, *tensors])), dtype=np.int32)
 
 
-def strip_numeric_verify(model: Model, verify: str = "per_layer") -> DebugModel:
+def strip_numeric_verify(model: Model, original: Model | None = None) -> DebugModel:
     """Turns TensorFlow's debug model into one without its slow NumericVerify operators.
 
     Both inputs of each become outputs, from which the same difference is computed outside.
+
+    Args:
+        model: TensorFlow's debug model, per layer or whole model.
+        original: The float or calibrated model that it was made from, to call the nodes by their names there. Without
+            it they are called as the debug model calls them, some with digits of TensorFlow's behind their name.
 
     Raises:
         ModelError: Where the model has no NumericVerify operator, or more than one subgraph.
@@ -135,7 +143,8 @@ def strip_numeric_verify(model: Model, verify: str = "per_layer") -> DebugModel:
             "means that it was not made for debugging, or that the denylist leaves nothing quantized"
         )
     _require_single_subgraph(model, "the debugger")
-    layers = tuple(_verified_layer(model, operator) for operator in verifiers)
+    names = _original_names(model, original) if original is not None else {}
+    layers = tuple(_verified_layer(model, operator, names) for operator in verifiers)
     unpacked = _unpack(model)
     removed = {operator.index for operator in verifiers}
     table = unpacked.subgraphs[0]
@@ -145,22 +154,66 @@ def strip_numeric_verify(model: Model, verify: str = "per_layer") -> DebugModel:
     gone = {output for operator in verifiers for output in operator.outputs}
     table.outputs = np.array([index for index in table.outputs if index not in gone], dtype=np.int32)
     stateful = any(tensor.is_variable for tensor in main.tensors)
+    # Float copies read what their twins read, dequantized; only in a whole-model chain do they read one another.
+    compared = {layer.float_idx for layer in layers}
+    chained = any(compared.intersection(op.inputs) for op in main.operators if op.index not in removed)
+    verify = "whole_model" if chained else "per_layer"
     return DebugModel(_pack(unpacked), layers, len([i for i in main.outputs if i not in gone]), stateful, verify)
+
+
+def _original_names(model: Model, original: Model) -> dict[int, str]:
+    """Returns the names that the float tensors of a debug model have in the model it was made from, by tensor index.
+
+    TensorFlow puts digits behind a name that is taken, and joins the names of an operator's outputs, so the names alone
+    do not tell. But it copies the operators in their order.
+    """
+
+    def sequence(of: Model, operators: list[Operator]) -> list[tuple[str, tuple[int, ...]]]:
+        return [(operator.name, of.main.tensors[operator.outputs[0]].shape) for operator in operators]
+
+    def copied(operator: Operator) -> bool:
+        touched = (model.main.tensors[index] for index in (*operator.inputs, *operator.outputs) if index >= 0)
+        return operator.name not in _BRIDGES and not any(tensor.is_quantized for tensor in touched)
+
+    copies = [operator for operator in model.main.operators if operator.outputs and copied(operator)]
+    sources = [operator for operator in original.main.operators if operator.outputs and operator.name not in _BRIDGES]
+    matcher = difflib.SequenceMatcher(None, sequence(model, copies), sequence(original, sources), autojunk=False)
+    names = {}
+    for start, source_start, length in matcher.get_matching_blocks():
+        for copied_one, source in zip(copies[start : start + length], sources[source_start:], strict=False):
+            true_names = [original.main.tensors[index].name for index in source.outputs]
+            if model.main.tensors[copied_one.outputs[0]].name.startswith(true_names[0]):
+                names.update(zip(copied_one.outputs, true_names, strict=False))
+    return names
+
+
+def _own_name(model: Model, quantized: Tensor, reference: Tensor) -> str:
+    """Returns the name of a float copy without the digits that it got because the model's output took the name."""
+    results = [quantized] + [
+        model.main.tensors[output]
+        for operator in model.main.operators
+        if operator.name in _BRIDGES[:2] and quantized.index in operator.inputs
+        for output in operator.outputs
+    ]
+    for tensor in results:
+        digits = reference.name[len(tensor.name) :]
+        if tensor.index in model.main.outputs and reference.name.startswith(tensor.name) and digits.isdigit():
+            return tensor.name
+    return reference.name
 
 
 def _tensors_of(layers: Iterable[Layer]) -> list[int]:
     return [index for layer in layers for index in (layer.tensor_idx, layer.float_idx)]
 
 
-def _verified_layer(model: Model, verifier: Operator) -> Layer:
+def _verified_layer(model: Model, verifier: Operator, names: Mapping[int, str]) -> Layer:
     main = model.main
     quantized, reference = (main.tensors[index] for index in verifier.inputs[:2])
     if quantized.quantization is None:
         raise ModelError(f"the model is broken: NumericVerify reads {quantized.name!r}, which has no scale")
     producer = main.producers.get(quantized.index)
     return Layer(
-        # TensorFlow gives the float copy the operator's own name, and the quantized one that name with digits behind it.
-        node=reference.name,
+        node=names.get(reference.index) or _own_name(model, quantized, reference),
         op_name=producer.name if producer else "INPUT",
         operator=producer.index if producer else -1,
         tensor_name=quantized.name,

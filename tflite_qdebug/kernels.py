@@ -21,6 +21,7 @@ COLUMNS = 11
 _BLOCK = 65536
 
 
+@np.errstate(invalid="ignore", over="ignore")  # NaN and infinity are results here
 def _with_numpy(
     values: np.ndarray, reference: np.ndarray, scale: float, zero_point: float, low: int, high: int, row: np.ndarray
 ) -> None:
@@ -48,6 +49,8 @@ def _with_numpy(
         # The bias is most of the error: the difference of the two sums would cancel.
         variance = np.var((values.astype(np.float64) - zero_point) * np.float64(scale) - reference)
     row[8] = np.sqrt(variance)
+    if quantized:
+        row[9], row[10] = high, low  # the range of nothing, which leaves another range as it is when they are joined
     if quantized and reference.size:
         row[9], row[10] = np.minimum.reduce(values), np.maximum.reduce(values)
         row[5] = np.count_nonzero(values == low) if row[9] == low else 0

@@ -64,12 +64,15 @@ def _count(values: Any, end: Any) -> Any:
 
 
 @_compiled
-def _squared_about(values: Any, reference: Any, scale: Any, zero_point: Any, mean: Any) -> Any:
-    total = 0.0
+def _variance_about(values: Any, reference: Any, scale: Any, zero_point: Any, mean: Any) -> Any:
+    # The mean is known as well as float32 knows it: what it is off by is taken out again.
+    total = squared = 0.0
     for i in range(values.size):
         deviation = (np.float64(values[i]) - np.float64(zero_point)) * np.float64(scale) - reference[i] - mean
-        total += deviation * deviation
-    return total
+        total += deviation
+        squared += deviation * deviation
+    total /= values.size
+    return max(squared / values.size - total * total, 0.0)
 
 
 @_compiled
@@ -105,7 +108,7 @@ def measure(values: Any, reference: Any, scale: Any, zero_point: Any, low: Any, 
     variance = mean_squared - mean * mean
     if variance < 0.1 * mean_squared:
         # The bias is most of the error: the difference of the two sums would cancel.
-        variance = _squared_about(values, reference, step, offset, mean) / max(size, 1)
+        variance = _variance_about(values, reference, step, offset, mean)
     row[0], row[1], row[2], row[3], row[4] = size, total, squared, signal_squared, product
     row[5], row[6], row[7], row[8] = count_low, count_high, peak.view(np.float32)[0], np.sqrt(variance)
     row[9], row[10] = least, greatest

@@ -130,7 +130,9 @@ class Run:
                 "worst_sample": statistics.worst_sample,
                 "worst_rmse": np.sqrt(np.maximum(statistics.worst_mean_squared_error, 0.0)),
             }
-        columns.update(self.metrics)
+        for name, values in self.metrics.items():
+            # A user's metric may be called like a column of ours, and must not pass for it.
+            columns["metric " + name if name in columns or name == "tensor_name" else name] = values
         columns["tensor_name"] = np.array([layer.tensor_name for layer in self.layers], dtype=object)
         return columns
 

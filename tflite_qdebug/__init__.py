@@ -31,7 +31,10 @@ _EXPORTS = {
     "evaluate": "analyses.evaluation",
     "layer_error": "analyses.layer_error",
     "load_float_model": "conversion",
+    "from_images": "datasets",
+    "from_tfds": "datasets",
     "open_dataset": "datasets",
+    "save_folder": "datasets",
 }
 
 __all__ = ["__version__", *sorted(_EXPORTS)]

@@ -21,6 +21,7 @@ from tflite_qdebug.child import calibrate_in_child
 from tflite_qdebug.collect import Backend, map_samples
 from tflite_qdebug.datasets import Dataset, open_dataset
 from tflite_qdebug.errors import ConversionError, ModelError, OptionError, did_you_mean
+from tflite_qdebug.files import write_atomically
 from tflite_qdebug.model import Model, Operator, read_model_bytes
 from tflite_qdebug.progress import track
 from tflite_qdebug.statistics import Histogram
@@ -79,8 +80,6 @@ class QuantizedModel:
         Raises:
             OutputError: Where it cannot be written.
         """
-        from tflite_qdebug.record import write_atomically
-
         write_atomically(path, self.data)
 
     def __repr__(self) -> str:

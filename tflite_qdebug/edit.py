@@ -182,7 +182,8 @@ def _original_names(model: Model, original: Model) -> dict[int, str]:
     for start, source_start, length in matcher.get_matching_blocks():
         for copied_one, source in zip(copies[start : start + length], sources[source_start:], strict=False):
             true_names = [original.main.tensors[index].name for index in source.outputs]
-            if model.main.tensors[copied_one.outputs[0]].name.startswith(true_names[0]):
+            # A copy that TensorFlow rewrote bears a name made up for it, such as tfl.dequantize7.
+            if model.main.tensors[copied_one.outputs[0]].name.startswith((true_names[0], "tfl.")):
                 names.update(zip(copied_one.outputs, true_names, strict=False))
     return names
 
@@ -199,7 +200,7 @@ def _own_name(model: Model, quantized: Tensor, reference: Tensor) -> str:
         digits = reference.name[len(tensor.name) :]
         if tensor.index in model.main.outputs and reference.name.startswith(tensor.name) and digits.isdigit():
             return tensor.name
-    return reference.name
+    return quantized.name[:-1] if reference.name.startswith("tfl.") and quantized.name[-1:].isdigit() else reference.name
 
 
 def _tensors_of(layers: Iterable[Layer]) -> list[int]:

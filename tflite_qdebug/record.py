@@ -9,12 +9,12 @@ import dataclasses
 import json
 import math
 import os
-import tempfile
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 import numpy as np
 
-from tflite_qdebug.errors import ModelError, OptionError, OutputError, did_you_mean
+from tflite_qdebug.errors import MissingPackageError, ModelError, OptionError, did_you_mean
+from tflite_qdebug.files import write_atomically
 from tflite_qdebug.statistics import TENSORFLOW_METRICS, ErrorStatistics
 
 __all__ = ["FORMAT_VERSION", "Layer", "Run"]
@@ -142,9 +142,13 @@ class Run:
         Raises:
             MissingPackageError: Where pandas is not installed.
         """
-        from tflite_qdebug.reports.tables import to_frame
-
-        return to_frame(self.columns())
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingPackageError(
+                "a data frame needs pandas, which is not installed; pip install pandas, or use Run.columns()"
+            ) from error
+        return pandas.DataFrame(self.columns())
 
     def worst(self, criterion: str = "rmse_over_scale", count: Optional[int] = None) -> List[int]:
         """Returns the positions of the worst layers, worst first.
@@ -308,33 +312,3 @@ def decoded(value: Any) -> Any:
     if isinstance(value, list):
         return [decoded(entry) for entry in value]
     return value
-
-
-def write_atomically(path: Union[str, os.PathLike[str]], content: bytes) -> None:
-    """Writes a file so that a full disk or a crash leaves either the old one or the new one, never half of it.
-
-    Raises:
-        OutputError: Where it cannot be written.
-    """
-    path = os.fspath(path)
-    folder = os.path.dirname(os.path.abspath(path))
-    temporary = None
-    try:
-        os.makedirs(folder, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=os.path.basename(path) + ".")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise OutputError("cannot write {}: {}".format(path, error.strerror or error)) from error
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

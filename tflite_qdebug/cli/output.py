@@ -11,7 +11,8 @@ from typing import Any
 
 from tflite_qdebug import __version__
 from tflite_qdebug.errors import OutputError
-from tflite_qdebug.record import encoded, write_atomically
+from tflite_qdebug.files import write_atomically
+from tflite_qdebug.record import encoded
 from tflite_qdebug.reports.tables import print_table
 
 

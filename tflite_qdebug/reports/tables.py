@@ -1,4 +1,4 @@
-"""A run as data frame, CSV, and a table for the terminal."""
+"""A run as CSV and as a table for the terminal."""
 
 from __future__ import annotations
 
@@ -6,30 +6,13 @@ import csv
 import io
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
+from tflite_qdebug.files import write_atomically
+from tflite_qdebug.record import Run
 
-from tflite_qdebug.errors import MissingPackageError
-from tflite_qdebug.record import Run, write_atomically
-
-__all__ = ["layer_table", "print_table", "text_table", "to_frame", "write_csv"]
-
-
-def to_frame(columns: Mapping[str, np.ndarray]) -> Any:
-    """Returns columns as a pandas DataFrame.
-
-    Raises:
-        MissingPackageError: Where pandas is not installed.
-    """
-    try:
-        import pandas
-    except ImportError as error:
-        raise MissingPackageError(
-            "a data frame needs pandas, which is not installed; pip install pandas, or use Run.columns()"
-        ) from error
-    return pandas.DataFrame(dict(columns))
+__all__ = ["layer_table", "print_table", "text_table", "write_csv"]
 
 
 def write_csv(run: Run, path: str | os.PathLike[str]) -> None:

@@ -12,7 +12,6 @@ import statistics
 from typing import Any
 
 import common
-import numpy as np
 
 VARIANTS = {
     "TensorFlow": {"method": "tensorflow"},

@@ -212,9 +212,13 @@ def write_json(path: str | None, results: Mapping[str, Any]) -> None:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Returns a Markdown table; all columns but the first are aligned right."""
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    lines = [[cell.ljust(width) if not i else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
-             for row in (header, *rows)]  # fmt: skip
+    cells = [list(column) for column in zip(header, *rows, strict=True)]
+    widths = [max(map(len, column)) for column in cells]
+    padded = [
+        [cell.rjust(width) if position else cell.ljust(width) for cell in column]
+        for position, (column, width) in enumerate(zip(cells, widths, strict=True))
+    ]
+    lines = list(zip(*padded, strict=True))
     rule = ["-" * width if not column else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
     return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
 

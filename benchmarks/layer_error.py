@@ -184,7 +184,7 @@ def time_rows(results: list[dict[str, Any]]) -> list[list[str]]:
 def main() -> None:
     """Measures and prints."""
     options = common.parser(str(__doc__).splitlines()[0])
-    options.add_argument("--samples", type=int, default=64, help="of a run; default 64")
+    options.add_argument("--samples", type=int, default=100, help="of a run; default 100")
     options.add_argument("--rounds", type=int, default=9, help="each runs everything once; default 9")
     options.add_argument(
         "--memory", nargs=2, type=int, default=(32, 512), metavar=("FEW", "MANY"), help="samples; default 32 512"
@@ -197,12 +197,12 @@ def main() -> None:
         return
     times, memory = [], []
     with tempfile.TemporaryDirectory() as temporary:
-        for case in common.open_cases(chosen.models, 64, chosen.samples, chosen.data):
+        for case in common.open_cases(chosen.models, 64, min(chosen.samples, 100), chosen.data):
             common.say(f"{case.name}: measuring")
             folder = Path(temporary, case.name)
             prepare(case, folder)
-            for cores in dict.fromkeys((1, min(common.use_cores(None), 2))):
-                times.append(in_child("time", folder, cores, chosen.samples, chosen.rounds))
+            processors = dict.fromkeys((1, min(common.use_cores(None), 2)))
+            times += [in_child("time", folder, cores, chosen.samples, chosen.rounds) for cores in processors]
             if not chosen.no_memory:
                 for who in ("tensorflow", "ours"):
                     memory += [in_child("memory", folder, who, count) for count in chosen.memory]

@@ -96,7 +96,8 @@ def nearest_names(name: str, names: Iterable[str], count: int = 3) -> List[str]:
         for part in parts:
             matcher.set_seq1(part)
             likeness = max(likeness, matcher.ratio())
-        scores[known] = likeness + (1.0 if wanted and wanted in known.lower() else 0.0)
+        matcher.set_seq1(parts[0])  # among names with an equal part, the one that is more like as a whole
+        scores[known] = likeness + 0.01 * matcher.ratio() + (1.0 if wanted and wanted in parts[0] else 0.0)
     likely = [known for known, score in scores.items() if score > 0.4]
     return sorted(likely, key=lambda known: -scores[known])[:count]
 

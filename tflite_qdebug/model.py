@@ -285,18 +285,21 @@ class Model:
             ModelError: Where the tensor is no constant or its buffer does not fit its shape.
         """
         buffer = self._root.Buffers(tensor.buffer)
-        if buffer.DataLength():
-            raw = buffer.DataAsNumpy()
-        elif hasattr(buffer, "Size") and buffer.Size():
-            raw = np.frombuffer(self.data, np.uint8, buffer.Size(), buffer.Offset())
-        else:
-            raise ModelError(f"tensor {tensor.name!r} is no constant: it has no values in the file")
+        if tensor.dtype == object:
+            raise ModelError(f"tensor {tensor.name!r} is of strings or resources, expected numbers")
         try:
+            if buffer.DataLength():
+                raw = buffer.DataAsNumpy()
+            elif hasattr(buffer, "Size") and buffer.Size():
+                raw = np.frombuffer(self.data, np.uint8, buffer.Size(), buffer.Offset())
+            else:
+                raise ModelError(f"tensor {tensor.name!r} is no constant: it has no values in the file")
             return raw.view(tensor.dtype).reshape(tensor.shape)
-        except (TypeError, ValueError) as error:
+        except ModelError:
+            raise
+        except Exception as error:  # as in the constructor
             raise ModelError(
-                f"the model is broken: constant {tensor.name!r} has {raw.nbytes} bytes, expected shape {tensor.shape} "
-                f"of {tensor.dtype}"
+                f"the model is broken: constant {tensor.name!r} cannot be read as {tensor.dtype} of shape {tensor.shape} ({error})"
             ) from error
 
     def input_specs(self) -> list[InputSpec]:

@@ -309,9 +309,9 @@ class QuantizationDebugger:
         Args:
             file: Open text file, or anything with ``write``.
         """
-        layer_metrics = list(self._options.layer_debug_metrics or {})
-        direct_metrics = list(self._options.layer_direct_compare_metrics or {})
-        names = list(dict.fromkeys([*TENSORFLOW_METRICS, *layer_metrics, *direct_metrics]))
+        asked = [*(self._options.layer_debug_metrics or {}), *(self._options.layer_direct_compare_metrics or {})]
+        # The options may have been changed since the run: what was measured is what is written.
+        names = list(dict.fromkeys([*TENSORFLOW_METRICS, *(asked if self.result is None else self.result.metrics)]))
         writer = csv.DictWriter(file, [*_COLUMNS_BEFORE, *names, *_COLUMNS_AFTER], lineterminator="\r\n")
         writer.writeheader()
         for layer in self._debug_model.layers if self.layer_statistics else ():

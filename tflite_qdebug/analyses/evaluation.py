@@ -78,12 +78,14 @@ class Evaluation:
         samples: How many.
         scores: One for each model; the first is what the others are held against.
         dataset: Words on the dataset.
+        runtime: Package and version that ran them.
         notes: What the reader must know.
     """
 
     samples: int
     scores: tuple[ModelScore, ...]
     dataset: str
+    runtime: str
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -214,7 +216,8 @@ def evaluate(
         )
         for row, (name, content) in enumerate(contents.items())
     ]
-    return Evaluation(count, tuple(scores), dataset.description, tuple(notes))
+    runtime = "{0.runtime} {0.version}".format(workers[0][0])
+    return Evaluation(count, tuple(scores), dataset.description, runtime, tuple(notes))
 
 
 def _value(name: str, function: Callable[..., Any], outputs: list[np.ndarray], label: Any, index: int) -> float:

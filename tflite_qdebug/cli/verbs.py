@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tflite_qdebug.datasets import open_dataset
 from tflite_qdebug.errors import OptionError, QDebugError, did_you_mean
 from tflite_qdebug.record import Run
 from tflite_qdebug.reports.tables import layer_table, number, write_csv
+from tflite_qdebug.statistics import ErrorStatistics
 
 #: What ``convert`` can make, besides the library's kinds.
 DEBUG_KINDS = ("calibrated", "debug", "debug_whole_model")
@@ -87,6 +89,7 @@ def convert(arguments: argparse.Namespace, screen: Screen) -> None:
         made[kind] = {
             "file": name,
             "bytes": len(model.data),
+            "sha256": hashlib.sha256(model.data).hexdigest(),
             "float_nodes": [vars(node) for node in model.float_nodes],
         }
         rows.append([kind, name, f"{len(model.data) / 1000:.1f}", str(len(model.float_nodes))])
@@ -142,7 +145,7 @@ def evaluation(arguments: argparse.Namespace, screen: Screen) -> None:
 
 def show_evaluation(screen: Screen, result: Evaluation) -> None:
     """Prints scores and notes."""
-    screen.table(*result.table(), title=result.dataset)
+    screen.table(*result.table(), title=f"{result.dataset}; {result.runtime}")
     screen.notes(result.notes)
 
 
@@ -152,6 +155,8 @@ def run(arguments: argparse.Namespace, screen: Screen) -> None:
     if len(kinds) > 1 or kinds[0] not in KINDS:
         known = ", ".join(KINDS[1:])
         raise OptionError(f"got --kind {', '.join(kinds)}, expected one of {known}.{did_you_mean(kinds[0], KINDS)}")
+    # Before anything is computed: an empty run has the same columns.
+    Run("per_layer", [], ErrorStatistics(0)).worst(arguments.criterion)
     folder = Folder(arguments.output)
     float_model = load(arguments)
     debug_data, notes = _debug_data(arguments)

@@ -92,15 +92,15 @@ def measure_time(folder: Path, samples: int, rounds: int) -> dict[str, Any]:
     return {**case, "layers": len(theirs.layer_statistics), "cores": cores, "seconds": times, "samples": samples}
 
 
-def measure_memory(folder: Path, who: str, samples: int) -> dict[str, Any]:
-    """Returns this process's peak of resident memory, in MB, before and after a run over generated samples."""
+def measure_memory(folder: Path, who: str, few: int, many: int) -> dict[str, Any]:
+    """Returns this process's peak of resident memory, in MB, after runs over few and over many generated samples."""
     from tensorflow.lite.tools.optimize.debugging.python.debugger import QuantizationDebugger as TensorFlows
 
     from tflite_qdebug import Backend, QuantizationDebugger
 
     case, images = json.loads((folder / "case.json").read_text()), np.load(folder / "samples.npy", mmap_mode="r")
     shape, data, kernels = images.shape[1:], (folder / "debug.tflite").read_bytes(), case["kernels"]
-    count = 8
+    count = few
 
     def generated() -> Any:
         generator = np.random.default_rng(0)
@@ -113,10 +113,11 @@ def measure_memory(folder: Path, who: str, samples: int) -> dict[str, Any]:
         else:
             backend = Backend(kernels=kernels, workers=min(common.use_cores(None), 2))
             debugger = QuantizationDebugger(quant_debug_model_content=data, debug_dataset=generated, backend=backend)
+    for _ in range(3):  # the allocator settles
+        debugger.run()
+    first, count = peak_megabytes(), many
     debugger.run()
-    before, count = peak_megabytes(), samples
-    debugger.run()
-    return {**case, "debugger": who, "samples": samples, "before": before, "after": peak_megabytes()}
+    return {**case, "debugger": who, "samples": [few, many], "peak": [first, peak_megabytes()]}
 
 
 def peak_megabytes() -> float:
@@ -150,7 +151,7 @@ def child(arguments: list[str], output: str) -> None:
         common.use_cores(cores)
         result = measure_time(Path(folder), samples, rounds)
     else:
-        result = measure_memory(Path(folder), rest[0], int(rest[1]))
+        result = measure_memory(Path(folder), rest[0], *map(int, rest[1:]))
     Path(output).write_text(json.dumps(result))
 
 
@@ -204,8 +205,7 @@ def main() -> None:
             processors = dict.fromkeys((1, min(common.use_cores(None), 2)))
             times += [in_child("time", folder, cores, chosen.samples, chosen.rounds) for cores in processors]
             if not chosen.no_memory:
-                for who in ("tensorflow", "ours"):
-                    memory += [in_child("memory", folder, who, count) for count in chosen.memory]
+                memory += [in_child("memory", folder, who, *chosen.memory) for who in ("tensorflow", "ours")]
     columns = [
         "model",
         "TensorFlow, 1 core",
@@ -220,12 +220,11 @@ def main() -> None:
     print(common.table(columns, time_rows(times)))
     if memory:
         few, many = chosen.memory
-        print(f"\nPeak of resident memory in MB, after {few} and after {many} samples:\n")
-        pairs = [(memory[i], memory[i + 1]) for i in range(0, len(memory), 2)]
-        rows = [
-            [a["title"], a["debugger"], f"{a['after']:.0f}", f"{b['after']:.0f}", f"{b['after'] - a['after']:+.1f}"]
-            for a, b in pairs
-        ]
+        print("\nPeak of resident memory in MB:\n")
+        rows = []
+        for result in memory:
+            first, last = result["peak"]
+            rows.append([result["title"], result["debugger"], f"{first:.0f}", f"{last:.0f}", f"{last - first:+.1f}"])
         print(common.table(["model", "debugger", f"{few} samples", f"{many} samples", "difference"], rows))
     common.write_json(chosen.json, {"time": times, "memory": memory})
 

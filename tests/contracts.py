@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+from models import outputs
+
 
 def check_mergeable(zero: Callable[[], Any], parts: Sequence[Any], whole: Any, same: Callable[[Any, Any], None]) -> None:
     """Checks that ``+`` is associative, has a zero, does not depend on the order and leaves its operands alone.
@@ -26,3 +29,16 @@ def check_mergeable(zero: Callable[[], Any], parts: Sequence[Any], whole: Any, s
     same(sum(reversed(parts), zero()), whole)
     for part, copy in zip(parts, before, strict=True):
         same(part, copy)
+
+
+def check_edit_keeps_outputs(
+    before: bytes, after: bytes, samples: Sequence[list[np.ndarray]], kernels: str = "reference"
+) -> None:
+    """Checks that a model's own outputs, the first ones, are the same bit for bit after an edit."""
+    for inputs in samples:
+        expected = outputs(before, inputs, kernels)
+        got = outputs(after, inputs, kernels)
+        assert len(got) >= len(expected)
+        for ours, theirs in zip(got, expected, strict=False):
+            assert ours.dtype == theirs.dtype
+            np.testing.assert_array_equal(ours, theirs)

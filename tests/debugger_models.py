@@ -135,7 +135,7 @@ def raised(call: Callable[[], Any]) -> BaseException | None:
     return None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def chain_models() -> tuple[bytes, bytes]:
     """Returns float model and TensorFlow's debug model of the chain."""
     from tflite_qdebug import load_float_model

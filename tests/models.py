@@ -14,6 +14,10 @@ import numpy as np
 import tensorflow as tf
 
 from tflite_qdebug import tf_private
+from tflite_qdebug.conversion import CalibratedModel, FloatModel, load_float_model
+
+#: Samples of a representative dataset.
+COUNT = 8
 
 _BUILDERS: dict[str, Callable[[], Any]] = {}
 
@@ -80,7 +84,8 @@ def weighty() -> Any:
     depthwise = keras.layers.DepthwiseConv2D(9, padding="same", name="depthwise")(first)
     up = keras.layers.Conv2DTranspose(12, 3, strides=2, padding="same", name="up")(depthwise)
     pooled = keras.layers.GlobalAveragePooling2D(name="pooled")(keras.layers.ReLU()(up))
-    dense = keras.layers.Dense(100, name="dense")(pooled)
+    # The activation keeps TensorFlow from moving the first bias into the second.
+    dense = keras.layers.Dense(100, activation="relu", name="dense")(pooled)
     return keras.Model(image, keras.layers.Dense(3, name="small")(dense))
 
 
@@ -101,6 +106,59 @@ def attention() -> Any:
 
 
 @_model
+def embedding() -> Any:
+    """A table of 1600 elements that is gathered from, and multiplied with as the weights of a dense layer."""
+    ids = keras.Input((4,), batch_size=1, dtype="int32", name="ids")
+    table = keras.layers.Embedding(200, 8, name="table")
+    return keras.Model(ids, keras.ops.matmul(keras.ops.tanh(table(ids)), keras.ops.transpose(table.embeddings)))
+
+
+@_model
+def constant_product() -> Any:
+    """BATCH_MATMUL with a constant of 2000 elements."""
+    tokens = keras.Input((6, 40), batch_size=1, name="tokens")
+    constant = np.random.default_rng(0).normal(size=(1, 40, 50)).astype(np.float32)
+    return keras.Model(tokens, keras.ops.matmul(tokens, constant))
+
+
+@_model
+def scalars() -> Any:
+    """Constants that are no weights: scalars, a vector beyond the range of float16 and below it, a constant that is joined."""
+    vector = keras.Input((64,), batch_size=1, name="vector")
+    spread = np.concatenate([np.linspace(1e-9, 1e-7, 32), np.linspace(1e4, 1e5, 32)]).astype(np.float32)
+    value = keras.ops.tanh(vector) * 3.3 + keras.ops.convert_to_tensor(spread)
+    value = keras.ops.tanh(value) + 0.1
+    value = keras.ops.concatenate([value, keras.ops.convert_to_tensor(np.linspace(1, 2, 64, dtype=np.float32)[None])])
+    return keras.Model(vector, keras.ops.maximum(value, 0.2))
+
+
+@_model
+def odd_channels() -> Any:
+    """A dense layer whose weights are set by `keras_model`: channels of zeros, of tiny and of huge values, ties."""
+    vector = keras.Input((64,), batch_size=1, name="vector")
+    return keras.Model(vector, keras.layers.Dense(64, name="dense")(vector))
+
+
+def _odd_weights() -> list[np.ndarray]:
+    generator = np.random.default_rng(3)
+    weights = generator.normal(size=(64, 64)).astype(np.float32)
+    for channel, factor in enumerate([0.0, 1e-30, 1e-41, 1e30, 1e-7, 2e-7, 4e-7]):
+        weights[:, channel] *= np.float32(factor)
+    weights[:, 32:] = generator.integers(-254, 255, (64, 32)) / 2
+    weights[0, 32:] = 127.0  # scale 1: every odd half is a tie
+    return [weights, np.zeros(64, dtype=np.float32)]
+
+
+@_model
+def long_lstm() -> Any:
+    """A recurrent layer with matrices of 1600 elements."""
+    import tf_keras
+
+    rows = tf_keras.Input((5, 40), batch_size=1, name="rows")
+    return tf_keras.Model(rows, tf_keras.layers.LSTM(40, name="recurrent")(rows))
+
+
+@_model
 def lstm() -> Any:
     """A recurrent layer of Keras 2, which TensorFlow fuses into one operator with variables."""
     import tf_keras
@@ -117,6 +175,8 @@ def keras_model(name: str) -> Any:
     generator = np.random.default_rng(sum(name.encode()))
     model.set_weights([generator.normal(0.0, 1.0 / np.sqrt(max(weights[..., 0].size, 1)), weights.shape).astype(np.float32)
                        for weights in model.get_weights()])  # fmt: skip
+    if name == "odd_channels":
+        model.set_weights(_odd_weights())
     return model
 
 
@@ -140,12 +200,30 @@ def while_loop() -> bytes:
         return bytes(converter.convert())
 
 
+@functools.cache
+def float_model(name: str) -> FloatModel:
+    """Returns our conversion of the model, from its int8 converter."""
+    return load_float_model(converter(name))
+
+
+@functools.cache
+def calibrated(name: str) -> CalibratedModel:
+    """Returns it calibrated on `COUNT` samples, by TensorFlow."""
+    return float_model(name).calibrate(dataset(name, COUNT))
+
+
 def samples(name: str, count: int, seed: int = 0) -> list[list[np.ndarray]]:
     """Returns ``count`` samples for the model, in the order of its inputs in the ``.tflite``."""
     interpreter = reference_interpreter(float_tflite(name))
-    shapes = [tuple(detail["shape"]) for detail in interpreter.get_input_details()]
+    details = interpreter.get_input_details()
     generator = np.random.default_rng(seed)
-    return [[generator.normal(0.0, 1.0, shape).astype(np.float32) for shape in shapes] for _ in range(count)]
+
+    def values(detail: Any) -> np.ndarray:
+        if detail["dtype"] == np.float32:
+            return generator.normal(0.0, 1.0, detail["shape"]).astype(np.float32)
+        return generator.integers(0, 100, detail["shape"]).astype(detail["dtype"])
+
+    return [[values(detail) for detail in details] for _ in range(count)]
 
 
 def dataset(name: str, count: int, seed: int = 0) -> Callable[[], Iterator[list[np.ndarray]]]:
@@ -154,7 +232,7 @@ def dataset(name: str, count: int, seed: int = 0) -> Callable[[], Iterator[list[
     return lambda: iter(values)
 
 
-def converter(name: str, count: int = 4, **settings: Any) -> Any:
+def converter(name: str, count: int = COUNT, **settings: Any) -> Any:
     """Returns a converter of the model for int8, with ``settings`` as further attributes."""
     made = tf.lite.TFLiteConverter.from_keras_model(keras_model(name))
     made.optimizations = [tf.lite.Optimize.DEFAULT]

@@ -1,4 +1,4 @@
-"""The faults of TensorFlow's QuantizationDebugger, ``a`` to ``s`` of its list: each is right in ours, and seen in TensorFlow's."""
+"""The faults ``a`` to ``s`` of TensorFlow's QuantizationDebugger: each is right in ours, and seen in TensorFlow's."""
 
 from __future__ import annotations
 
@@ -233,9 +233,7 @@ def test_e_nan_in_one_sample_does_not_vanish() -> None:
 
 def int16x8_converter() -> Any:
     converter = chain_converter()
-    converter.target_spec.supported_ops = [
-        tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
-    ]
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8]
     return converter
 
 
@@ -413,10 +411,9 @@ def test_i_a_keras_3_lstm_ends_in_an_error_and_not_in_a_dead_process() -> None:
         error = raised(lambda: OurDebugger(converter=keras_converter(model, samples), debug_dataset=samples))
     finally:
         code = theirs.wait(timeout=120)
-    assert isinstance(error, (ConversionError, ModelError)), error
-    if isinstance(error, ConversionError):
-        assert "ended its process" in str(error)
-        assert "tf-keras" in str(error)
+    assert isinstance(error, ConversionError), error
+    assert "ended its process" in str(error)
+    assert "tf-keras" in str(error)
     tensorflow_shows_fault(code < 0 or code >= 128, "calibrating a Keras 3 LSTM kills the process")
 
 
@@ -425,7 +422,8 @@ def test_i_a_keras_3_lstm_ends_in_an_error_and_not_in_a_dead_process() -> None:
 
 def integer_converter() -> Any:
     kernel = weights(4, 3)
-    converter = converter_of(lambda x: tf.matmul(x, kernel), [spec(1, 4)], fixed([[[-1.0, -0.5, 0.5, 1.0]]]))
+    corners = fixed(*([[np.array(signs) / 1.0]] for signs in ([1, 0, 0, -1], [-1, 1, -1, 1], [1, 1, 1, 1], [-1, -1, -1, -1])))
+    converter = converter_of(lambda x: tf.matmul(x, kernel), [spec(1, 4)], corners)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     return converter
 
@@ -711,9 +709,9 @@ def test_r_a_broken_kernel_is_not_blamed_on_quantization() -> None:
     shape = (1, 8, 16)
     figures = []
     for debugger_class, options_class in BOTH:
-        converter = converter_of(lambda x: tf.matmul(x, tf.tanh(x), transpose_b=True), [spec(*shape)], normal(shape))
+        converter = converter_of(lambda x: tf.matmul(x, tf.reshape(x, (1, 16, 8))), [spec(*shape)], normal(shape))
         options = options_class(model_debug_metrics={"difference": largest_difference})
-        debugger = debugger_class(converter=converter, debug_dataset=normal(shape, seed=4), debug_options=options)
+        debugger = debugger_class(converter=converter, debug_dataset=normal(shape), debug_options=options)
         debugger.run()
         figures.append((max(row["mean_squared_error"] for row in debugger.layer_statistics.values()) ** 0.5, debugger))
     (our_error, ours), (their_error, theirs) = figures

@@ -244,13 +244,16 @@ def _number(name: str, where: str, function: Callable[..., Any], *arguments: Any
         value = function(*arguments)
     except Exception as error:
         raise MetricError("metric {!r} failed on {}: {}: {}".format(name, where, type(error).__name__, error)) from error
+    got = repr(value)
     try:
-        array = np.asarray(value, dtype=np.float64)
-        if array.size != 1:
-            raise ValueError("shape {}".format(array.shape))
-        return float(array.reshape(()))
-    except (TypeError, ValueError) as error:
-        raise MetricError("metric {!r} on {}: got {!r} ({}), expected one number".format(name, where, value, error)) from error
+        if value is not None:  # which numpy would take for NaN: a metric that forgot to return something
+            array = np.asarray(value, dtype=np.float64)
+            if array.size == 1:
+                return float(array.reshape(()))
+            got = "an array of shape {}".format(array.shape)
+    except (TypeError, ValueError):
+        pass
+    raise MetricError("metric {!r} on {}: got {}, expected one number".format(name, where, got))
 
 
 def collect_layer_errors(

@@ -154,19 +154,21 @@ class FloatModel:
         """Opens a dataset and checks it against this model's inputs, as `open_dataset`."""
         return open_dataset(source, self.model.input_specs(), role, limit)
 
-    def quantize(self, kind: str, *, per_channel: bool = True) -> QuantizedModel:
+    def quantize(self, kind: str, *, per_channel: bool = True, per_channel_dense: bool = True) -> QuantizedModel:
         """Makes a kind that needs no calibration: ``float``, ``float16`` or ``dynamic_range``.
 
         Raises:
             OptionError: For another kind.
         """
-        options = {"kind": kind, "per_channel": per_channel}
+        options = {"kind": kind, "per_channel": per_channel, "per_channel_dense": per_channel_dense}
         if kind == "float":
             data = self.data
         elif kind == "float16":
             data = edit.cast_weights_to_float16(self.model)
         elif kind == "dynamic_range":
-            data = edit.quantize_weights(self.model, per_channel)
+            data = edit.quantize_weights(
+                self.model, per_channel, per_channel_dense and tf_private.quantizes_dense_per_channel()
+            )
         elif kind in _CALIBRATED_KINDS:
             raise OptionError(f"kind {kind!r} needs calibration: use calibrate(representative_dataset).quantize({kind!r})")
         else:
@@ -357,7 +359,11 @@ class CalibratedModel:
         if kind in _CALIBRATED_KINDS:
             data = self._quantize_calibrated(kind, options)
         else:
-            data = self._require_float_model(kind).quantize(kind, per_channel=per_channel).data
+            data = (
+                self._require_float_model(kind)
+                .quantize(kind, per_channel=per_channel, per_channel_dense=per_channel_dense)
+                .data
+            )
         quantized = Model(data)
         float_nodes = _float_nodes(self.model, quantized, options) if kind in _CALIBRATED_KINDS else ()
         if kind == "full_integer":

@@ -194,7 +194,7 @@ class QuantizationDebugger:
                     f"got a denylist or fully_quantize for a converter that makes a {arguments['kind']} model, expected one "
                     "that makes an int8 model"
                 )
-            return {name: arguments[name] for name in ("kind", "per_channel")}
+            return {name: arguments[name] for name in ("kind", "per_channel", "per_channel_dense")}
         return arguments
 
     def _prepare(self, options: QuantizationDebugOptions) -> None:

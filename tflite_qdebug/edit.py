@@ -178,7 +178,7 @@ def _original_names(model: Model, original: Model) -> dict[int, str]:
     copies = [operator for operator in model.main.operators if operator.outputs and copied(operator)]
     sources = [operator for operator in original.main.operators if operator.outputs and operator.name not in _BRIDGES]
     matcher = difflib.SequenceMatcher(None, sequence(model, copies), sequence(original, sources), autojunk=False)
-    names = {}
+    names: dict[int, str] = {}
     for start, source_start, length in matcher.get_matching_blocks():
         for copied_one, source in zip(copies[start : start + length], sources[source_start:], strict=False):
             true_names = [original.main.tensors[index].name for index in source.outputs]
@@ -323,7 +323,7 @@ def cast_weights_to_float16(model: Model) -> bytes:
     return _pack(unpacked)
 
 
-def quantize_weights(model: Model, per_channel: bool = True) -> bytes:
+def quantize_weights(model: Model, per_channel: bool = True, per_channel_dense: bool = True) -> bytes:
     """Returns the dynamic-range model: weights as int8, activations quantized on the fly by the hybrid kernels.
 
     As TensorFlow does: symmetric, narrow range (-127..127), per channel where the kernel can, weights of at least 1024
@@ -340,7 +340,8 @@ def quantize_weights(model: Model, per_channel: bool = True) -> bytes:
         weights = _quantizable_weights(model, operator)
         if not weights:
             continue
-        axis = _HYBRID[operator.name].axis if per_channel else None
+        wanted = per_channel and (per_channel_dense or operator.name != "FULLY_CONNECTED")
+        axis = _HYBRID[operator.name].axis if wanted else None
         for position in weights:
             uses.setdefault(operator.inputs[position], {}).setdefault(axis, []).append((operator.index, position))
         _make_hybrid(writer, operator, axis is not None)
@@ -478,12 +479,15 @@ class _PairBuilder:
 
     def _twin(self, tensor: Tensor, op_name: str) -> tuple[Tensor, Operator] | None:
         """Returns the quantized model's tensor of that name, made by an operator of that type, and the operator."""
-        # TensorFlow's 16x8 quantizer gives an output's name to its dequantized copy, and itself a suffix.
+        # TensorFlow's quantizers give a model output's name to its dequantized copy, and itself a suffix.
         for name in (tensor.name, tensor.name + "_int16", tensor.name + "_int8"):
             for candidate in self._by_name.get(name, ()):
-                producer = self._quantized.main.producers.get(candidate.index)
+                made, producer = candidate, self._quantized.main.producers.get(candidate.index)
+                if producer is not None and producer.name in _BRIDGES and op_name not in _BRIDGES:
+                    made = self._quantized.main.tensors[producer.inputs[0]]
+                    producer = self._quantized.main.producers.get(made.index)
                 if producer is not None and producer.name == op_name:
-                    return candidate, producer
+                    return made, producer
         return None
 
     def _counterpart(self, index: int) -> int | None:

@@ -47,7 +47,7 @@ def _with_numpy(
     variance = row[2] / row[0] - mean * mean if row[0] else 0.0
     if variance < 0.1 * row[2] / max(row[0], 1.0):
         # The bias is most of the error: the difference of the two sums would cancel.
-        variance = np.var((values.astype(np.float64) - zero_point) * np.float64(scale) - reference)
+        variance = np.var((values.astype(np.float32) - zero_point) * scale - reference, dtype=np.float64)
     row[8] = np.sqrt(variance)
     if quantized:
         row[9], row[10] = high, low  # the range of nothing, which leaves another range as it is when they are joined

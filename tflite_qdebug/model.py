@@ -299,7 +299,8 @@ class Model:
             raise
         except Exception as error:  # as in the constructor
             raise ModelError(
-                f"the model is broken: constant {tensor.name!r} cannot be read as {tensor.dtype} of shape {tensor.shape} ({error})"
+                f"the model is broken: constant {tensor.name!r} cannot be read as {tensor.dtype} of shape {tensor.shape} "
+                f"({error})"
             ) from error
 
     def input_specs(self) -> list[InputSpec]:

@@ -19,8 +19,12 @@ _compiled = numba.njit(nogil=True, cache=True, fastmath=_FLAGS, error_model="num
 
 @_compiled
 def _errors(values: Any, reference: Any, scale: Any, zero_point: Any, errors: Any) -> None:
+    # Two loops, lest they become one instruction that does not round the product: the kernels of TensorFlow Lite do
+    # round it, and where both values are equal there must be no error.
     for i in range(values.size):
-        errors[i] = (np.float32(values[i]) - zero_point) * scale - reference[i]
+        errors[i] = (np.float32(values[i]) - zero_point) * scale
+    for i in range(values.size):
+        errors[i] -= reference[i]
 
 
 @_compiled
@@ -64,13 +68,16 @@ def _count(values: Any, end: Any) -> Any:
 
 
 @_compiled
-def _variance_about(values: Any, reference: Any, scale: Any, zero_point: Any, mean: Any) -> Any:
+def _variance_about(values: Any, reference: Any, scale: Any, zero_point: Any, mean: Any, errors: Any) -> Any:
     # The mean is known as well as float32 knows it: what it is off by is taken out again.
     total = squared = 0.0
-    for i in range(values.size):
-        deviation = (np.float64(values[i]) - np.float64(zero_point)) * np.float64(scale) - reference[i] - mean
-        total += deviation
-        squared += deviation * deviation
+    for start in range(0, values.size, _BLOCK):
+        block = values[start : start + _BLOCK]
+        _errors(block, reference[start : start + _BLOCK], scale, zero_point, errors)
+        for i in range(block.size):
+            deviation = np.float64(errors[i]) - mean
+            total += deviation
+            squared += deviation * deviation
     total /= values.size
     return max(squared / values.size - total * total, 0.0)
 
@@ -108,7 +115,7 @@ def measure(values: Any, reference: Any, scale: Any, zero_point: Any, low: Any, 
     variance = mean_squared - mean * mean
     if variance < 0.1 * mean_squared:
         # The bias is most of the error: the difference of the two sums would cancel.
-        variance = _variance_about(values, reference, step, offset, mean)
+        variance = _variance_about(values, reference, step, offset, mean, errors)
     row[0], row[1], row[2], row[3], row[4] = size, total, squared, signal_squared, product
     row[5], row[6], row[7], row[8] = count_low, count_high, peak.view(np.float32)[0], np.sqrt(variance)
     row[9], row[10] = least, greatest

@@ -154,9 +154,9 @@ class Run:
         """Returns the positions of the worst layers, worst first.
 
         Args:
-            criterion: A numeric column; large is bad, except for ``sqnr_db`` and ``cosine``, where small is. NaN and
-                infinity count as the worst of all where they come from the values, and last where the column does not
-                apply to a layer (a float tensor has no scale).
+            criterion: A numeric column; large is bad (of ``bias`` its size), except for ``sqnr_db`` and ``cosine``, where
+                small is. NaN and infinity count as the worst of all where they come from the values, and last where the
+                column does not apply to a layer (a float tensor has no scale).
             count: How many; all where None.
 
         Raises:
@@ -171,6 +171,8 @@ class Run:
         badness = columns[criterion].astype(np.float64)
         if criterion in ("sqnr_db", "cosine"):
             badness = -badness
+        if criterion == "bias":
+            badness = np.abs(badness)
         broken = ~np.isfinite(self.statistics.sums).all(axis=1)
         badness = np.where(broken, np.inf, np.where(np.isnan(badness), -np.inf, badness))
         order = np.argsort(-badness, kind="stable")

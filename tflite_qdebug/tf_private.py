@@ -433,7 +433,8 @@ def calibrate(float_model: bytes, samples: Callable[[], Iterable[Any]]) -> bytes
     try:
         # Nothing is captured here: the user's dataset runs inside, and may print or show progress.
         return bytes(module.Calibrator(module.add_intermediate_tensors(float_model)).calibrate(samples))
-    except QDebugError:
+    except QDebugError as error:
+        error.__cause__ = error.__cause__ or error.__context__  # TensorFlow's decorator raises it anew 'from None'
         raise
     except Exception as error:
         raise ConversionError("TensorFlow could not calibrate the model: {}".format(_reason(error, Captured()))) from error
@@ -485,6 +486,15 @@ def quantize(calibrated: bytes, options: QuantizeOptions) -> bytes:
             return bytes(convert.mlir_quantize(calibrated, **arguments))
         except Exception as error:
             raise ConversionError("TensorFlow could not quantize the model: {}".format(_reason(error, captured))) from error
+
+
+def quantizes_dense_per_channel() -> bool:
+    """True where TensorFlow gives each channel of a dense layer a scale: since 2.17; its kernels read no such model before."""
+    try:
+        convert = importlib.import_module("tensorflow.lite.python.convert")
+    except ImportError:  # no TensorFlow at all: the other runtimes are as new as that
+        return True
+    return "disable_per_channel_for_dense_layers" in inspect.signature(convert.mlir_quantize).parameters
 
 
 def quantize_int16x8(calibrated: bytes, options: QuantizeOptions, allow_float: bool = True) -> bytes:

@@ -108,7 +108,7 @@ def _make(
     if calibrated is None:
         if options["denylisted_nodes"] or options["denylisted_ops"]:
             raise OptionError(f"got a denylist for kind {kind!r}, which has no use for one; expected kind int8")
-        return float_model.quantize(kind, per_channel=options["per_channel"])
+        return float_model.quantize(kind, per_channel=options["per_channel"], per_channel_dense=options["per_channel_dense"])
     if kind == "calibrated":
         return QuantizedModel(calibrated.data, kind, (), {})
     if kind in DEBUG_KINDS:
@@ -204,7 +204,11 @@ def run(arguments: argparse.Namespace, screen: Screen) -> None:
 
 def _applies(name: str, value: Any, kind: str) -> bool:
     """True for an option that says something; the kinds without calibration take fewer."""
-    return kind in ("int8", "full_integer", "int16x8") or name == "per_channel" or value not in (None, (), True)
+    return (
+        kind in ("int8", "full_integer", "int16x8")
+        or name in ("per_channel", "per_channel_dense")
+        or value not in (None, (), True)
+    )
 
 
 def _plain(columns: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,134 @@
+"""What must run on a board: numpy alone, and Python 3.7's syntax; and what the package shows to the outside."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tflite_qdebug
+
+PACKAGE = Path(tflite_qdebug.__file__).parent
+HEAVY = ("tensorflow", "pandas", "flatbuffers", "numba", "rich", "PIL", "matplotlib", "keras", "tensorflow_datasets")
+BOARD = ("errors", "quantization", "statistics", "kernels", "interpreter", "datasets", "record", "collect", "progress",
+         "tf_private")  # fmt: skip
+
+BLOCKER = f"""
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {HEAVY!r}:
+            raise ImportError("blocked: " + name)
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_blocking_really_blocks(name: str) -> None:
+    done = python(BLOCKER + f"import {name}")
+    assert done.returncode == 1
+    assert f"blocked: {name}" in done.stderr
+
+
+@pytest.mark.parametrize("name", BOARD)
+def test_a_board_module_imports_with_everything_heavy_blocked(name: str) -> None:
+    done = python(BLOCKER + f"import tflite_qdebug.{name}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_the_package_loads_numpy_and_nothing_heavier() -> None:
+    code = (
+        "import sys, numpy; before = set(sys.modules); {}; "
+        "print(*sorted({{name.partition('.')[0] for name in set(sys.modules) - before}}))"
+    )
+    done = python(code.format("import tflite_qdebug, tflite_qdebug.errors, tflite_qdebug.statistics"))
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert "tflite_qdebug" in loaded
+    assert loaded <= set(sys.stdlib_module_names) | {"numpy", "tflite_qdebug"}, loaded
+    # A test of this test: it sees what a heavy import brings in.
+    assert "flatbuffers" in python(code.format("import flatbuffers")).stdout.split()
+
+
+def test_statistics_work_with_everything_heavy_blocked() -> None:
+    code = """
+import numpy as np
+from tflite_qdebug.kernels import COLUMNS, measure_pair
+from tflite_qdebug.record import Layer, Run
+from tflite_qdebug.statistics import ErrorStatistics, SampleSums
+name, measure = measure_pair()
+row = np.zeros((1, COLUMNS))
+measure(np.array([1, 2, 127], np.int8), np.array([0.5, 1.0, 60.0], np.float32), 0.5, 0.0, -128, 127, row[0])
+statistics = ErrorStatistics(1)
+statistics.add(0, SampleSums(row))
+run = Run("per_layer", [Layer("a", "ADD", 0, "a", 0, 1, (3,), "int8", 0.5, 0, "NumericVerify/a:0")], statistics)
+print(name, run.columns()["max_abs_error"][0], run.columns()["saturated_high"][0])
+"""
+    done = python(BLOCKER + code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["numpy", "3.5", str(1 / 3)]
+
+
+def board_files() -> list[Path]:
+    files = [PACKAGE / "__init__.py", *(PACKAGE / "datasets").glob("*.py"), PACKAGE / "example" / "__init__.py"]
+    return files + [PACKAGE / f"{name}.py" for name in BOARD if (PACKAGE / f"{name}.py").exists()]
+
+
+@pytest.mark.parametrize("path", board_files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_board_module_has_the_syntax_of_python_3_7(path: Path) -> None:
+    tree = ast.parse(path.read_text(), feature_version=(3, 7))
+    future = any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in tree.body)
+    assert future, "annotations would be evaluated when the module is loaded"
+
+
+def test_the_check_of_syntax_notices_newer_syntax() -> None:
+    with pytest.raises(SyntaxError):
+        ast.parse("if (n := 3): pass", feature_version=(3, 7))
+
+
+# ------------------------------------------------------------------------------------------------------------- exports
+
+
+def modules() -> list[str]:
+    found = [m.name for m in pkgutil.walk_packages([str(PACKAGE)], "tflite_qdebug.") if not m.name.endswith("__main__")]
+    return [name for name in found if not name.endswith("example.train")]
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if "numba" not in name])
+def test_all_is_what_a_module_defines_for_others(name: str) -> None:
+    module = importlib.import_module(name)
+    if not hasattr(module, "__all__"):
+        return
+    public = {
+        key
+        for key, value in vars(module).items()
+        if not key.startswith("_")
+        and getattr(value, "__module__", None) == name
+        and (inspect.isclass(value) or inspect.isfunction(value))
+    }
+    assert public <= set(module.__all__), "public, and not listed"
+    for key in module.__all__:
+        assert getattr(module, key) is not None
+
+
+def test_every_export_resolves_and_nothing_else_does() -> None:
+    assert sorted(tflite_qdebug.__all__) == sorted([*tflite_qdebug._EXPORTS, "__version__"])
+    for name in tflite_qdebug.__all__:
+        assert getattr(tflite_qdebug, name) is not None
+    assert set(dir(tflite_qdebug)) == set(tflite_qdebug.__all__)
+    for name, module in tflite_qdebug._EXPORTS.items():
+        assert name in importlib.import_module(f"tflite_qdebug.{module}").__all__, f"{name} is no public name of {module}"
+    with pytest.raises(AttributeError, match="Did you mean 'QuantizationDebugger'"):
+        tflite_qdebug.QuantisationDebugger  # noqa: B018

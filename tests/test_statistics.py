@@ -31,10 +31,11 @@ def measured(
     scale: float = SCALE,
     zero_point: float = ZERO_POINT,
     measure: Callable[..., Any] = kernels._with_numpy,
+    stride: int = kernels.OPTIMIZED_STRIDE,
 ) -> np.ndarray:
     limits = (0, 0) if values.dtype.kind == "f" else (np.iinfo(values.dtype).min, np.iinfo(values.dtype).max)
     row = np.zeros(kernels.COLUMNS)
-    measure(values, reference, float(scale), float(zero_point), int(limits[0]), int(limits[1]), row)
+    measure(values, reference, float(scale), float(zero_point), int(limits[0]), int(limits[1]), stride, row)
     return row
 
 

@@ -32,7 +32,7 @@ import numpy as np
 
 from tflite_qdebug.errors import DatasetError, InterpreterError, MetricError, OptionError
 from tflite_qdebug.interpreter import Delegate, Interpreter
-from tflite_qdebug.kernels import COLUMNS, measure_pair
+from tflite_qdebug.kernels import COLUMNS, OPTIMIZED_STRIDE, dequantized, measure_pair
 from tflite_qdebug.progress import track
 from tflite_qdebug.record import Layer
 from tflite_qdebug.statistics import ErrorStatistics, SampleSums
@@ -148,7 +148,8 @@ class PairReader:
         self._interpreter = interpreter
         self._layers = layers
         self._measure = measure_pair()[1]
-        self._arguments = [_kernel_arguments(layer) for layer in layers]
+        stride = _stride_of(interpreter)
+        self._arguments = [(*_kernel_arguments(layer), stride) for layer in layers]
 
     def read(self) -> SampleSums:
         """Returns what the sample that has just run adds."""
@@ -164,6 +165,10 @@ class PairReader:
                 )
             measure(values, reference, *arguments, row)
         return SampleSums(rows)
+
+
+def _stride_of(interpreter: Interpreter) -> int:
+    return 0 if interpreter.kernels == "reference" else OPTIMIZED_STRIDE
 
 
 def _kernel_arguments(layer: Layer) -> Tuple[float, float, int, int]:
@@ -215,7 +220,7 @@ class _Worker:
             if layer.scale is None:
                 error = quantized - reference
             else:
-                error = (quantized.astype(np.float32) - np.float32(layer.zero_point)) * np.float32(layer.scale)
+                error = dequantized(quantized, layer.scale, layer.zero_point or 0, _stride_of(self.interpreter))
                 error -= reference
             where = "layer {!r}, sample {}".format(layer.node, sample.index)
             for row, (name, function) in enumerate(difference.items()):

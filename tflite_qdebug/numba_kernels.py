@@ -18,12 +18,18 @@ _compiled = numba.njit(nogil=True, cache=True, fastmath=_FLAGS, error_model="num
 
 
 @_compiled
-def _errors(values: Any, reference: Any, scale: Any, zero_point: Any, errors: Any) -> None:
-    # Two loops, lest they become one instruction that does not round the product: the kernels of TensorFlow Lite do
+def _errors(values: Any, reference: Any, scale: Any, zero_point: Any, stride: Any, errors: Any) -> None:
+    # Several loops, lest they become one instruction that does not round the product: the kernels of TensorFlow Lite do
     # round it, and where both values are equal there must be no error.
-    for i in range(values.size):
+    body = values.size - values.size % stride if stride else 0
+    offset = -zero_point * scale
+    for i in range(body):
+        errors[i] = np.float32(values[i]) * scale
+    for i in range(body):
+        errors[i] = (errors[i] + offset) - reference[i]
+    for i in range(body, values.size):
         errors[i] = (np.float32(values[i]) - zero_point) * scale
-    for i in range(values.size):
+    for i in range(body, values.size):
         errors[i] -= reference[i]
 
 
@@ -68,12 +74,12 @@ def _count(values: Any, end: Any) -> Any:
 
 
 @_compiled
-def _variance_about(values: Any, reference: Any, scale: Any, zero_point: Any, mean: Any, errors: Any) -> Any:
+def _variance_about(values: Any, reference: Any, scale: Any, zero_point: Any, stride: Any, mean: Any, errors: Any) -> Any:
     # The mean is known as well as float32 knows it: what it is off by is taken out again.
     total = squared = 0.0
     for start in range(0, values.size, _BLOCK):
         block = values[start : start + _BLOCK]
-        _errors(block, reference[start : start + _BLOCK], scale, zero_point, errors)
+        _errors(block, reference[start : start + _BLOCK], scale, zero_point, stride, errors)
         for i in range(block.size):
             deviation = np.float64(errors[i]) - mean
             total += deviation
@@ -83,7 +89,7 @@ def _variance_about(values: Any, reference: Any, scale: Any, zero_point: Any, me
 
 
 @_compiled
-def measure(values: Any, reference: Any, scale: Any, zero_point: Any, low: Any, high: Any, row: Any) -> None:
+def measure(values: Any, reference: Any, scale: Any, zero_point: Any, low: Any, high: Any, stride: Any, row: Any) -> None:
     """As ``kernels.measure_pair`` describes."""
     size = reference.size
     step, offset = np.float32(scale), np.float32(zero_point)
@@ -96,7 +102,7 @@ def measure(values: Any, reference: Any, scale: Any, zero_point: Any, low: Any, 
     for start in range(0, size, _BLOCK):
         block, signal = values[start : start + _BLOCK], reference[start : start + _BLOCK]
         error = errors[: block.size]
-        _errors(block, signal, step, offset, error)
+        _errors(block, signal, step, offset, stride, error)
         sums = _sums(error, signal)
         total += sums[0]
         squared += sums[1]
@@ -115,7 +121,7 @@ def measure(values: Any, reference: Any, scale: Any, zero_point: Any, low: Any, 
     variance = mean_squared - mean * mean
     if variance < 0.1 * mean_squared:
         # The bias is most of the error: the difference of the two sums would cancel.
-        variance = _variance_about(values, reference, step, offset, mean, errors)
+        variance = _variance_about(values, reference, step, offset, stride, mean, errors)
     row[0], row[1], row[2], row[3], row[4] = size, total, squared, signal_squared, product
     row[5], row[6], row[7], row[8] = count_low, count_high, peak.view(np.float32)[0], np.sqrt(variance)
     row[9], row[10] = least, greatest

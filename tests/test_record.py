@@ -112,6 +112,14 @@ def test_runs_of_different_models_do_not_merge() -> None:
         run + whole
 
 
+def test_runs_with_different_metrics_do_not_merge() -> None:
+    plain = run_of([(0, sample(1.0))], [layer("a")])
+    with pytest.raises(ModelError, match=r"different metrics: got \['mine'\] and \[\]"):
+        run_of([(1, sample(1.0))], [layer("a")], metrics={"mine": np.array([1.0])}) + plain
+    with pytest.raises(ModelError, match=r"got \[\] and \['top1'\]"):
+        plain + run_of([(1, sample(1.0))], [layer("a")], model_metrics={"top1": 1.0})
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -69,6 +69,7 @@ class DebugModel:
         outputs: Number of the model's own outputs.
         stateful: True where it has variables.
         verify: ``per_layer`` or ``whole_model``.
+        notes: What the reader of a result must know.
     """
 
     data: bytes
@@ -76,6 +77,7 @@ class DebugModel:
     outputs: int
     stateful: bool
     verify: str
+    notes: tuple[str, ...] = ()
 
 
 def _unpack(model: Model) -> Any:
@@ -158,7 +160,25 @@ def strip_numeric_verify(model: Model, original: Model | None = None) -> DebugMo
     compared = {layer.float_idx for layer in layers}
     chained = any(compared.intersection(op.inputs) for op in main.operators if op.index not in removed)
     verify = "whole_model" if chained else "per_layer"
-    return DebugModel(_pack(unpacked), layers, len([i for i in main.outputs if i not in gone]), stateful, verify)
+    own = len([index for index in main.outputs if index not in gone])
+    return DebugModel(_pack(unpacked), layers, own, stateful, verify, _unverified(model, layers))
+
+
+def _unverified(model: Model, layers: Iterable[Layer]) -> tuple[str, ...]:
+    """Says which quantized operators TensorFlow's debug model does not verify, as happens with some of UNPACK."""
+    verified = {layer.tensor_idx for layer in layers}
+    missing = [
+        operator
+        for operator in model.main.operators
+        if operator.name not in _BRIDGES
+        and any(model.main.tensors[output].is_quantized for output in operator.outputs)
+        and not verified.intersection(operator.outputs)
+    ]
+    if not missing:
+        return ()
+    shown = ", ".join(f"{operator.name} {model.main.tensors[operator.outputs[0]].name!r}" for operator in missing[:3])
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    return (f"TensorFlow's debug model verifies all quantized operators but {len(missing)}, which have no row: {shown}{more}",)
 
 
 def _original_names(model: Model, original: Model) -> dict[int, str]:

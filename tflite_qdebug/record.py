@@ -200,6 +200,13 @@ class Run:
                     self.verify, len(self.layers), other.verify, len(other.layers)
                 )
             )
+        for ours, theirs in ((self.metrics, other.metrics), (self.model_metrics, other.model_metrics)):
+            if set(ours) != set(theirs):
+                raise ModelError(
+                    "cannot merge runs with different metrics: got {} and {}, expected the same names".format(
+                        sorted(ours), sorted(theirs)
+                    )
+                )
         shares = [self.statistics.samples, other.statistics.samples]
         notes = self.notes + [note for note in other.notes if note not in self.notes]
         return Run(

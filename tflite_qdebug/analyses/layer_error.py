@@ -89,7 +89,7 @@ def run_debug_model(
             collected.metrics,
             collected.model_metrics,
             provenance,
-            collected.notes + notes,
+            [*debug_model.notes, *collected.notes, *notes],
         )
 
     try:

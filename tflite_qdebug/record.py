@@ -192,7 +192,7 @@ class Run:
         """Returns the run over the samples of both, which must be of the same debug model.
 
         Raises:
-            ModelError: Where the layers differ.
+            ModelError: Where the layers or the metrics differ.
         """
         if self.layers != other.layers or self.verify != other.verify:
             raise ModelError(

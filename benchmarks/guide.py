@@ -254,12 +254,12 @@ def quiet() -> Iterator[None]:
 
 def warm_up(model: Any) -> None:
     """Imports, registers and compiles what only the first to come would have to wait for."""
-    from tflite_qdebug.kernels import measure_pair
+    from tflite_qdebug import example, layer_error, load_float_model
 
     importlib.import_module("pandas")
     importlib.import_module("tensorflow").lite.TFLiteConverter.from_keras_model(model).convert()
-    integers, floats = np.zeros(8, dtype=np.int8), np.zeros(8, dtype=np.float32)
-    measure_pair()[1](integers, floats, 1.0, 0.0, -128, 127, np.zeros(11))
+    calibrated = load_float_model(example.float_model()).calibrate(example.representative_dataset, limit=2, progress=False)
+    layer_error(calibrated, example.debug_dataset, limit=2, progress=False)
 
 
 def time_table(seconds: dict[str, dict[str, list[float]]]) -> str:

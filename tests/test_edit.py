@@ -228,6 +228,23 @@ def test_float16_is_what_tensorflow_makes(name: str) -> None:
     check_edit_keeps_outputs(theirs, ours, models.samples(name, 2), "builtin")
 
 
+def test_float16_weights_folded_give_the_same_outputs() -> None:
+    half = Model(models.float_model("weighty").quantize("float16").data)
+    folded = edit.fold_float16(half)
+    check_edit_keeps_outputs(half.data, folded, models.samples("weighty", 2))
+    view = Model(folded)
+    assert not any(tensor.dtype == np.float16 and tensor.is_constant for tensor in view.main.tensors)
+    assert "DEQUANTIZE" not in [operator.name for operator in view.main.operators]
+    original = models.float_model("weighty").model
+    assert [operator.name for operator in view.main.operators] == [operator.name for operator in original.main.operators]
+    for operator, source in zip(view.main.operators, original.main.operators, strict=True):
+        for index, source_index in zip(operator.inputs, source.inputs, strict=True):
+            if source_index >= 0 and original.main.tensors[source_index].is_constant:
+                values = original.constant(original.main.tensors[source_index])
+                wanted = values.astype(np.float16).astype(np.float32) if values.dtype == np.float32 else values
+                np.testing.assert_array_equal(view.constant(view.main.tensors[index]), wanted)
+
+
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("name", WEIGHT_MODELS)
 def test_dynamic_range_is_what_tensorflow_makes(name: str, per_channel: bool) -> None:

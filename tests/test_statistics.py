@@ -358,3 +358,16 @@ def test_memory_does_not_grow_with_the_values() -> None:
         histogram.add(np.ldexp(generator.normal(0, 1, 100), power))
     assert histogram.total == 12000
     assert len(histogram.counts) <= 128
+
+
+@pytest.mark.parametrize("measure", loops())
+def test_squares_beyond_float32_are_summed_all_the_same(measure: Callable[..., Any]) -> None:
+    # An attention mask: float32's lowest value beside ordinary ones.
+    reference = np.full(5000, np.finfo(np.float32).min, dtype=np.float32)
+    reference[:10] = 1.0
+    values = reference.copy()
+    values[:10] += np.float32(0.25)
+    row = measured(values, reference, 1.0, 0.0, measure)
+    assert row[2] == pytest.approx(10 * 0.25**2)
+    assert row[3] == pytest.approx(10 + 4990 * float(np.finfo(np.float32).min) ** 2)
+    assert np.isfinite(row).all()

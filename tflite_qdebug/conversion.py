@@ -130,7 +130,7 @@ class FloatModel:
     """A float ``.tflite``, from which everything else is made.
 
     Attributes:
-        data: The flatbuffer.
+        data: The flatbuffer; float16 weights become float32, as TensorFlow's quantizers need it.
         origin: Where it came from, for the saved run.
         settings: What the user's converter said about quantization; None for other sources.
     """
@@ -142,6 +142,8 @@ class FloatModel:
             ModelError: Where it is broken or quantized already.
         """
         self.model = Model(data)
+        if any(tensor.is_constant and tensor.dtype == np.float16 for tensor in self.model.main.tensors):
+            self.model, origin = Model(edit.fold_float16(self.model)), f"{origin} (float16 weights as float32)"
         self.data, self.origin, self.settings = self.model.data, origin, settings
         quantized = [tensor.name for tensor in self.model.main.tensors if tensor.is_quantized]
         if quantized:

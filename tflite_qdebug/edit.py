@@ -16,8 +16,8 @@ from tflite_qdebug.errors import ModelError
 from tflite_qdebug.model import Model, Operator, Tensor
 from tflite_qdebug.record import Layer
 
-__all__ = ["DebugModel", "cast_weights_to_float16", "debug_pair", "expose", "quantize_weights", "strip_numeric_verify",
-           "with_ranges", "with_renamed"]  # fmt: skip
+__all__ = ["DebugModel", "cast_weights_to_float16", "debug_pair", "expose", "fold_float16", "quantize_weights",
+           "strip_numeric_verify", "with_ranges", "with_renamed"]  # fmt: skip
 
 NUMERIC_VERIFY = "NumericVerify"
 # Operators that a debug model has and the model that it was made from has not.
@@ -343,6 +343,36 @@ def cast_weights_to_float16(model: Model) -> bytes:
     return _pack(unpacked)
 
 
+def fold_float16(model: Model) -> bytes:
+    """Returns the model with its float16 constants as float32, and without the DEQUANTIZE behind each.
+
+    Every float16 is a float32 as well, so the outputs stay the same. TensorFlow's quantizers refuse the float16 form, or
+    die of it.
+    """
+    unpacked = _unpack(model)
+    writer = _Writer(unpacked)
+    main = model.main
+    halves = {
+        operator.outputs[0]: operator
+        for operator in main.operators
+        if operator.name == "DEQUANTIZE"
+        and main.tensors[operator.inputs[0]].is_constant
+        and main.tensors[operator.inputs[0]].dtype == np.float16
+    }
+    for target, operator in halves.items():
+        values = model.constant(main.tensors[operator.inputs[0]]).astype(np.float32)
+        writer.main.tensors[target].buffer = writer.add_values(values)
+    removed = {operator.index for operator in halves.values()}
+    writer.main.operators = [table for index, table in enumerate(writer.main.operators) if index not in removed]
+    read = {int(index) for table in writer.main.operators for index in table.inputs}
+    for operator in halves.values():
+        if operator.inputs[0] not in read:
+            writer.main.tensors[operator.inputs[0]].buffer = 0
+    _drop_unused_buffers(unpacked)
+    _drop_unused_codes(unpacked)
+    return _pack(unpacked)
+
+
 def quantize_weights(model: Model, per_channel: bool = True, per_channel_dense: bool = True) -> bytes:
     """Returns the dynamic-range model: weights as int8, activations quantized on the fly by the hybrid kernels.
 
@@ -442,6 +472,15 @@ def _make_hybrid(writer: _Writer, operator: Operator, per_channel: bool) -> None
     table.opcodeIndex = writer.add_code(operator.name, max(version, operator.version))
     if hybrid.asymmetric and table.builtinOptions is not None:
         table.builtinOptions.asymmetricQuantizeInputs = True
+
+
+def _drop_unused_codes(unpacked: Any) -> None:
+    """Removes operator codes that no operator has any more: a runtime refuses a model for a code alone."""
+    operators = [operator for subgraph in unpacked.subgraphs for operator in subgraph.operators]
+    used = sorted({operator.opcodeIndex for operator in operators})
+    unpacked.operatorCodes = [unpacked.operatorCodes[index] for index in used]
+    for operator in operators:
+        operator.opcodeIndex = used.index(operator.opcodeIndex)
 
 
 def _drop_unused_buffers(unpacked: Any) -> None:

@@ -68,9 +68,12 @@ def _with_numpy(
         error -= signal
         row[1] += np.add.reduce(error, dtype=np.float64)
         # Dot products run in vector instructions, which numpy's sum does only in part.
-        row[2] += np.dot(error, error)
-        row[3] += np.dot(signal, signal)
-        row[4] += np.dot(error, signal)
+        products = np.dot(error, error), np.dot(signal, signal), np.dot(error, signal)
+        if not np.isfinite(products).all():
+            # Squares beyond float32, as of an attention mask of -3.4e38: once more, with room for them.
+            wide_error, wide_signal = error.astype(np.float64), signal.astype(np.float64)
+            products = np.dot(wide_error, wide_error), np.dot(wide_signal, wide_signal), np.dot(wide_error, wide_signal)
+        row[2:5] += products
         peaks += [np.maximum.reduce(error), -np.minimum.reduce(error)]
     row[7] = np.max(peaks) if peaks else 0.0
     mean = row[1] / row[0] if row[0] else 0.0

@@ -89,6 +89,20 @@ def _variance_about(values: Any, reference: Any, scale: Any, zero_point: Any, st
 
 
 @_compiled
+def _wide_sums(values: Any, reference: Any, scale: Any, zero_point: Any, stride: Any, errors: Any) -> Any:
+    squared = signal_squared = product = 0.0
+    for start in range(0, values.size, _BLOCK):
+        block = values[start : start + _BLOCK]
+        _errors(block, reference[start : start + _BLOCK], scale, zero_point, stride, errors)
+        for i in range(block.size):
+            error, signal = np.float64(errors[i]), np.float64(reference[start + i])
+            squared += error * error
+            signal_squared += signal * signal
+            product += error * signal
+    return squared, signal_squared, product
+
+
+@_compiled
 def measure(values: Any, reference: Any, scale: Any, zero_point: Any, low: Any, high: Any, stride: Any, row: Any) -> None:
     """As ``kernels.measure_pair`` describes."""
     size = reference.size
@@ -116,6 +130,10 @@ def measure(values: Any, reference: Any, scale: Any, zero_point: Any, low: Any, 
                 count_low += _count(block, extremes[0])
             if extremes[1] == high:
                 count_high += _count(block, extremes[1])
+    # Comparisons, since reordering makes nothing of isfinite's x - x; as an integer infinity is 0x7F800000.
+    if not squared + signal_squared + abs(product) < np.inf and peak[0] < 0x7F800000:
+        # Squares beyond float32, as of an attention mask of -3.4e38: once more, with room for them.
+        squared, signal_squared, product = _wide_sums(values, reference, step, offset, stride, errors)
     mean = total / max(size, 1)
     mean_squared = squared / max(size, 1)
     variance = mean_squared - mean * mean

@@ -64,12 +64,12 @@ def test_importing_the_package_loads_numpy_and_nothing_heavier() -> None:
 def test_statistics_work_with_everything_heavy_blocked() -> None:
     code = """
 import numpy as np
-from tflite_qdebug.kernels import COLUMNS, measure_pair
+from tflite_qdebug.kernels import COLUMNS, arguments, measure_pair
 from tflite_qdebug.record import Layer, Run
 from tflite_qdebug.statistics import ErrorStatistics, SampleSums
 name, measure = measure_pair()
 row = np.zeros((1, COLUMNS))
-measure(np.array([1, 2, 127], np.int8), np.array([0.5, 1.0, 60.0], np.float32), 0.5, 0.0, -128, 127, 8, row[0])
+measure(np.array([1, 2, 127], np.int8), np.array([0.5, 1.0, 60.0], np.float32), *arguments(0.5, 0, -128, 127, 8), row[0])
 statistics = ErrorStatistics(1)
 statistics.add(0, SampleSums(row))
 run = Run("per_layer", [Layer("a", "ADD", 0, "a", 0, 1, (3,), "int8", 0.5, 0, "NumericVerify/a:0")], statistics)

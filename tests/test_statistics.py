@@ -35,7 +35,7 @@ def measured(
 ) -> np.ndarray:
     limits = (0, 0) if values.dtype.kind == "f" else (np.iinfo(values.dtype).min, np.iinfo(values.dtype).max)
     row = np.zeros(kernels.COLUMNS)
-    measure(values, reference, float(scale), float(zero_point), int(limits[0]), int(limits[1]), stride, row)
+    measure(values, reference, *kernels.arguments(scale, zero_point, int(limits[0]), int(limits[1]), stride), row)
     return row
 
 

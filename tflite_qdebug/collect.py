@@ -33,6 +33,7 @@ import numpy as np
 from tflite_qdebug.errors import DatasetError, InterpreterError, MetricError, OptionError
 from tflite_qdebug.interpreter import Delegate, Interpreter
 from tflite_qdebug.kernels import COLUMNS, OPTIMIZED_STRIDE, dequantized, measure_pair
+from tflite_qdebug.kernels import arguments as kernel_arguments
 from tflite_qdebug.progress import track
 from tflite_qdebug.record import Layer
 from tflite_qdebug.statistics import ErrorStatistics, SampleSums
@@ -149,7 +150,7 @@ class PairReader:
         self._layers = layers
         self._measure = measure_pair()[1]
         stride = _stride_of(interpreter)
-        self._arguments = [(*_kernel_arguments(layer), stride) for layer in layers]
+        self._arguments = [_kernel_arguments(layer, stride) for layer in layers]
 
     def read(self) -> SampleSums:
         """Returns what the sample that has just run adds."""
@@ -171,11 +172,11 @@ def _stride_of(interpreter: Interpreter) -> int:
     return 0 if interpreter.kernels == "reference" else OPTIMIZED_STRIDE
 
 
-def _kernel_arguments(layer: Layer) -> Tuple[float, float, int, int]:
+def _kernel_arguments(layer: Layer, stride: int) -> Tuple[float, float, float, int, int, int]:
     if layer.scale is None:
-        return 1.0, 0.0, 0, 0
+        return kernel_arguments(1.0, 0, 0, 0, stride)
     limits = np.iinfo(layer.dtype)
-    return float(layer.scale), float(layer.zero_point or 0), int(limits.min), int(limits.max)
+    return kernel_arguments(layer.scale, layer.zero_point or 0, int(limits.min), int(limits.max), stride)
 
 
 class _Worker:

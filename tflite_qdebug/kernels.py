@@ -11,7 +11,7 @@ from typing import Any, Callable, Tuple
 
 import numpy as np
 
-__all__ = ["COLUMNS", "OPTIMIZED_STRIDE", "dequantized", "measure_pair"]
+__all__ = ["COLUMNS", "OPTIMIZED_STRIDE", "arguments", "dequantized", "measure_pair"]
 
 #: What ``measure_pair`` fills: the seven columns of ``SampleSums.sums``, then max |e|, standard deviation of e, least and
 #: greatest integer.
@@ -22,6 +22,20 @@ OPTIMIZED_STRIDE = 8
 
 # Errors and float values of a block stay in the second-level cache.
 _BLOCK = 65536
+
+
+def arguments(scale: float, zero_point: int, low: int, high: int, stride: int) -> Tuple[float, float, float, int, int, int]:
+    """Returns what the function of `measure_pair` takes between the values and the row.
+
+    Args:
+        scale: Real units per step.
+        zero_point: The integer that stands for 0.0.
+        low: Least integer of the type.
+        high: Greatest integer of the type.
+        stride: As for `dequantized`.
+    """
+    step, point = np.float32(scale), np.float32(zero_point)
+    return float(step), float(point), float(-point * step), low, high, stride
 
 
 @np.errstate(invalid="ignore", over="ignore")  # NaN and infinity are results here
@@ -53,6 +67,7 @@ def _with_numpy(
     reference: np.ndarray,
     scale: float,
     zero_point: float,
+    offset: float,
     low: int,
     high: int,
     stride: int,
@@ -92,11 +107,10 @@ def _with_numpy(
 
 @functools.lru_cache(maxsize=None)
 def measure_pair() -> Tuple[str, Callable[..., Any]]:
-    """Returns which library measures, and the function ``f(values, reference, scale, zero_point, low, high, stride, row)``.
+    """Returns which library measures, and the function ``f(values, reference, *arguments(...), row)``.
 
-    ``values`` and ``reference`` are one-dimensional and equally long, the latter float32; ``low`` and ``high`` are the ends
-    of the integer type; ``stride`` is as for `dequantized`; ``row`` is float64 ``(COLUMNS,)``. Where only weights are
-    quantized the values are float32, with scale 1, zero point 0 and equal ends.
+    ``values`` and ``reference`` are one-dimensional and equally long, the latter float32; ``row`` is float64 ``(COLUMNS,)``.
+    Where only weights are quantized the values are float32, with scale 1, zero point 0 and equal ends.
     """
     try:
         from tflite_qdebug import numba_kernels

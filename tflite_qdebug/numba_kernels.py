@@ -18,11 +18,11 @@ _compiled = numba.njit(nogil=True, cache=True, fastmath=_FLAGS, error_model="num
 
 
 @_compiled
-def _errors(values: Any, reference: Any, scale: Any, zero_point: Any, stride: Any, errors: Any) -> None:
-    # Several loops, lest they become one instruction that does not round the product: the kernels of TensorFlow Lite do
-    # round it, and where both values are equal there must be no error.
+def _errors(values: Any, reference: Any, scale: Any, zero_point: Any, offset: Any, stride: Any, errors: Any) -> None:
+    # Several loops, lest a product and a sum become one instruction that does not round the product: the kernels of
+    # TensorFlow Lite do round it, and where both values are equal there must be no error. For the same reason the offset,
+    # itself a product, comes from outside.
     body = values.size - values.size % stride if stride else 0
-    offset = -zero_point * scale
     for i in range(body):
         errors[i] = np.float32(values[i]) * scale
     for i in range(body):
@@ -74,12 +74,14 @@ def _count(values: Any, end: Any) -> Any:
 
 
 @_compiled
-def _variance_about(values: Any, reference: Any, scale: Any, zero_point: Any, stride: Any, mean: Any, errors: Any) -> Any:
+def _variance_about(
+    values: Any, reference: Any, scale: Any, zero_point: Any, offset: Any, stride: Any, mean: Any, errors: Any
+) -> Any:
     # The mean is known as well as float32 knows it: what it is off by is taken out again.
     total = squared = 0.0
     for start in range(0, values.size, _BLOCK):
         block = values[start : start + _BLOCK]
-        _errors(block, reference[start : start + _BLOCK], scale, zero_point, stride, errors)
+        _errors(block, reference[start : start + _BLOCK], scale, zero_point, offset, stride, errors)
         for i in range(block.size):
             deviation = np.float64(errors[i]) - mean
             total += deviation
@@ -89,11 +91,11 @@ def _variance_about(values: Any, reference: Any, scale: Any, zero_point: Any, st
 
 
 @_compiled
-def _wide_sums(values: Any, reference: Any, scale: Any, zero_point: Any, stride: Any, errors: Any) -> Any:
+def _wide_sums(values: Any, reference: Any, scale: Any, zero_point: Any, offset: Any, stride: Any, errors: Any) -> Any:
     squared = signal_squared = product = 0.0
     for start in range(0, values.size, _BLOCK):
         block = values[start : start + _BLOCK]
-        _errors(block, reference[start : start + _BLOCK], scale, zero_point, stride, errors)
+        _errors(block, reference[start : start + _BLOCK], scale, zero_point, offset, stride, errors)
         for i in range(block.size):
             error, signal = np.float64(errors[i]), np.float64(reference[start + i])
             squared += error * error
@@ -103,10 +105,20 @@ def _wide_sums(values: Any, reference: Any, scale: Any, zero_point: Any, stride:
 
 
 @_compiled
-def measure(values: Any, reference: Any, scale: Any, zero_point: Any, low: Any, high: Any, stride: Any, row: Any) -> None:
+def measure(
+    values: Any,
+    reference: Any,
+    scale: Any,
+    zero_point: Any,
+    offset: Any,
+    low: Any,
+    high: Any,
+    stride: Any,
+    row: Any,
+) -> None:
     """As ``kernels.measure_pair`` describes."""
     size = reference.size
-    step, offset = np.float32(scale), np.float32(zero_point)
+    step, point, shift = np.float32(scale), np.float32(zero_point), np.float32(offset)
     errors = np.empty(min(size, _BLOCK), dtype=np.float32)
     bits = errors.view(np.int32)
     peak = np.zeros(1, dtype=np.int32)
@@ -116,7 +128,7 @@ def measure(values: Any, reference: Any, scale: Any, zero_point: Any, low: Any, 
     for start in range(0, size, _BLOCK):
         block, signal = values[start : start + _BLOCK], reference[start : start + _BLOCK]
         error = errors[: block.size]
-        _errors(block, signal, step, offset, stride, error)
+        _errors(block, signal, step, point, shift, stride, error)
         sums = _sums(error, signal)
         total += sums[0]
         squared += sums[1]
@@ -133,13 +145,13 @@ def measure(values: Any, reference: Any, scale: Any, zero_point: Any, low: Any, 
     # Comparisons, since reordering makes nothing of isfinite's x - x; as an integer infinity is 0x7F800000.
     if not squared + signal_squared + abs(product) < np.inf and peak[0] < 0x7F800000:
         # Squares beyond float32, as of an attention mask of -3.4e38: once more, with room for them.
-        squared, signal_squared, product = _wide_sums(values, reference, step, offset, stride, errors)
+        squared, signal_squared, product = _wide_sums(values, reference, step, point, shift, stride, errors)
     mean = total / max(size, 1)
     mean_squared = squared / max(size, 1)
     variance = mean_squared - mean * mean
     if variance < 0.1 * mean_squared:
         # The bias is most of the error: the difference of the two sums would cancel.
-        variance = _variance_about(values, reference, step, offset, stride, mean, errors)
+        variance = _variance_about(values, reference, step, point, shift, stride, mean, errors)
     row[0], row[1], row[2], row[3], row[4] = size, total, squared, signal_squared, product
     row[5], row[6], row[7], row[8] = count_low, count_high, peak.view(np.float32)[0], np.sqrt(variance)
     row[9], row[10] = least, greatest

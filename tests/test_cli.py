@@ -162,6 +162,7 @@ def test_demo_teaches_at_each_step(capsys: pytest.CaptureFixture[str]) -> None:
         (["evaluate", "example", "--evaluation-data", "example", "--metric", "top1"], 2, "Did you mean 'top_1'"),
         (["evaluate", "example", "--evaluation-data", "example", "--label-offset", "9"], 4, "expected 0 to 9"),
         (["evaluate", "example", "--evaluation-data", "example", "--metric", "math:sin"], 9, "metric 'sin' failed on sample 0"),
+        (["evaluate", "example", "--evaluation-data", "example", "--metric", "top_1", "--metric", "top_1"], 2, "called alike"),
         (["evaluate", "example", "example", "--evaluation-data", "example"], 2, "two models called 'example'"),
         (["convert", "example", "--kind", "full_integer", "--input-type", "int16", "--output", "{tmp}"], 2, "expected int8 or"),
         (

@@ -22,6 +22,7 @@ from tflite_qdebug.collect import Backend, map_samples
 from tflite_qdebug.datasets import Dataset, open_dataset
 from tflite_qdebug.errors import ConversionError, ModelError, OptionError, did_you_mean
 from tflite_qdebug.files import write_atomically
+from tflite_qdebug.interpreter import Interpreter
 from tflite_qdebug.model import Model, Operator, read_model_bytes
 from tflite_qdebug.progress import track
 from tflite_qdebug.statistics import Histogram
@@ -253,26 +254,29 @@ def _exposed_ranges(
         and (tensor.index in model.main.producers or tensor.index in model.main.inputs)
     ]
     exposed = edit.expose(model, [index for index in wanted if index in model.main.producers])
-    workers = [backend.open(exposed) for _ in range(backend.worker_count())]
-    counts = {index: Histogram() for index in wanted} if histograms else {}
+    # Each worker counts for itself, and what they counted is added up once: counting is exact in any order.
+    workers = [
+        (backend.open(exposed), {index: Histogram() for index in wanted} if histograms else {})
+        for _ in range(backend.worker_count())
+    ]
 
-    def measure(interpreter: Any, sample: Any) -> tuple[np.ndarray, dict[int, Histogram]]:
+    def measure(worker: tuple[Interpreter, dict[int, Histogram]], sample: Any) -> np.ndarray:
+        interpreter, counts = worker
         interpreter.invoke(sample.inputs)
-        extremes, own = np.empty((len(wanted), 2)), {}
+        extremes = np.empty((len(wanted), 2))
         for row, index in enumerate(wanted):
             values = interpreter.view(index)
             extremes[row] = values.min(), values.max()
             if histograms and np.isfinite(extremes[row]).all():
-                own[index] = Histogram()
-                own[index].add(values, float(extremes[row, 0]), float(extremes[row, 1]))
-        return extremes, own
+                counts[index].add(values, float(extremes[row, 0]), float(extremes[row, 1]))
+        return extremes
 
     lowest, highest = np.full(len(wanted), np.inf), np.full(len(wanted), -np.inf)
-    samples = track(dataset, "calibrating", dataset.length, progress)
-    for extremes, own in map_samples(measure, workers, samples):
+    for extremes in map_samples(measure, workers, track(dataset, "calibrating", dataset.length, progress)):
         lowest, highest = np.minimum(lowest, extremes[:, 0]), np.maximum(highest, extremes[:, 1])
-        for index, histogram in own.items():
-            counts[index] = counts[index] + histogram
+    counts = workers[0][1]
+    for _, others in workers[1:]:
+        counts = {index: histogram + others[index] for index, histogram in counts.items()}
     broken = [model.main.tensors[wanted[i]].name for i in np.flatnonzero(~np.isfinite(lowest) | ~np.isfinite(highest))]
     if broken:
         raise ConversionError(

@@ -210,6 +210,7 @@ class QuantizationDebugger:
             quant_model, debug_model = self._make_debug_model(described)
         self._debug_model, self._described, self._options = debug_model, described, options
         self.quant_model = quant_model
+        self._specs = Model(quant_model).input_specs()
         self.layer_statistics: dict[str, dict[str, float]] | None = None
         self.model_statistics: dict[str, float] | None = None
         self.result: Run | None = None
@@ -265,8 +266,7 @@ class QuantizationDebugger:
         """
         if self._data is None:
             raise DatasetError("got no debug_dataset, expected a function that returns a generator of samples")
-        specs = Model(self._debug_model.data).input_specs()
-        dataset = open_dataset(self._data, specs, "debug dataset")
+        dataset = open_dataset(self._data, self._specs, "debug dataset")
         options = self._options
         metrics = LayerMetrics(
             dict(options.layer_debug_metrics or {}),

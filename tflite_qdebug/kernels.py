@@ -11,7 +11,7 @@ from typing import Any, Callable, Tuple
 
 import numpy as np
 
-__all__ = ["COLUMNS", "OPTIMIZED_STRIDE", "arguments", "dequantized", "measure_pair"]
+__all__ = ["COLUMNS", "OPTIMIZED_STRIDE", "arguments", "count_values", "dequantized", "measure_pair"]
 
 #: What ``measure_pair`` fills: the seven columns of ``SampleSums.sums``, then max |e|, standard deviation of e, least and
 #: greatest integer.
@@ -117,3 +117,23 @@ def measure_pair() -> Tuple[str, Callable[..., Any]]:
     except ImportError:
         return "numpy", _with_numpy
     return "numba {}".format(numba_kernels.VERSION), numba_kernels.measure
+
+
+def _count_with_numpy(values: np.ndarray, per_bin: float, first: int, counts: np.ndarray) -> int:
+    nonzero = values[values != 0]
+    bins = np.floor(nonzero.astype(np.float64) * per_bin).astype(np.int64) - first
+    counts += np.bincount(bins, minlength=len(counts))
+    return int(values.size - nonzero.size)
+
+
+@functools.lru_cache(maxsize=None)
+def count_values() -> Callable[..., int]:
+    """Returns the function ``f(values, bins per unit, first bin, counts)`` that counts into bins and returns the zeros.
+
+    ``values`` is one-dimensional and float; a value ``v`` other than zero counts in ``counts[floor(v * per_bin) - first]``.
+    """
+    try:
+        from tflite_qdebug import numba_kernels
+    except ImportError:
+        return _count_with_numpy
+    return numba_kernels.count  # type: ignore[no-any-return]

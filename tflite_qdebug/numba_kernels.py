@@ -155,3 +155,16 @@ def measure(
     row[0], row[1], row[2], row[3], row[4] = size, total, squared, signal_squared, product
     row[5], row[6], row[7], row[8] = count_low, count_high, peak.view(np.float32)[0], np.sqrt(variance)
     row[9], row[10] = least, greatest
+
+
+@_compiled
+def count(values: Any, per_bin: Any, first: Any, counts: Any) -> Any:
+    """As ``kernels.count_values`` describes."""
+    zeros = 0
+    for i in range(values.size):
+        value = np.float64(values[i])
+        if value == 0.0:
+            zeros += 1
+        else:
+            counts[np.int64(np.floor(value * per_bin)) - first] += 1
+    return zeros

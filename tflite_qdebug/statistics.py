@@ -10,6 +10,8 @@ from typing import Any, Dict, Mapping, Optional
 
 import numpy as np
 
+from tflite_qdebug.kernels import count_values
+
 __all__ = ["TENSORFLOW_METRICS", "ErrorStatistics", "Histogram", "SampleSums"]
 
 TENSORFLOW_METRICS = ("num_elements", "stddev", "mean_error", "max_abs_error", "mean_squared_error")
@@ -241,11 +243,12 @@ class Histogram:
             return
         self._coarsen_to(self._exponent_for(largest))
         assert self.exponent is not None
-        nonzero = values[values != 0]
-        self.zeros += values.size - nonzero.size
-        bins = np.floor(np.ldexp(nonzero.astype(np.float64).reshape(-1), -self.exponent)).astype(np.int64)
-        first = int(bins.min())
-        self._add_counts(first, np.bincount(bins - first))
+        # A power of two: the product is exact, so a value on an edge stays on it.
+        per_bin = np.float64(2.0) ** -self.exponent
+        first, last = int(np.floor(low * per_bin)), int(np.floor(high * per_bin))
+        counts = np.zeros(last - first + 1, dtype=np.int64)
+        self.zeros += int(count_values()(np.ascontiguousarray(values).reshape(-1), per_bin, first, counts))
+        self._add_counts(first, counts)
 
     def _exponent_for(self, largest: float) -> int:
         # frexp: largest < 2**power; the bins must reach it, and the limit is a number of bins on one side of zero

@@ -173,6 +173,11 @@ def evaluate(
         raise OptionError("got no model to evaluate, expected at least one")
     backend = backend or Backend()
     functions = dict(_metric(metric) for metric in metrics)
+    if len(functions) < len(metrics):
+        raise OptionError(
+            f"got {len(metrics)} metrics with {len(functions)} names ({', '.join(functions)}), expected a name for each: two "
+            "functions are called alike"
+        )
     contents = {name: read_model_bytes(getattr(model, "data", model)) for name, model in models.items()}
     dataset = open_dataset(evaluation_dataset, Model(next(iter(contents.values()))).input_specs(), "evaluation dataset", limit)
     workers = [[backend.open(content) for content in contents.values()] for _ in range(backend.worker_count())]

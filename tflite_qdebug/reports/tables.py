@@ -100,17 +100,61 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str
     if not console.is_terminal:  # a pipe has no width to fit into
         print(text_table(header, rows, title), file=file)
         return
-    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
-    for column, name in enumerate(header):
+    columns = _fitting(header, rows, console.width)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        name = header[column]
+        wraps = name in _WRAPPED
         table.add_column(
             escape(name),
             justify="right" if _is_numeric(rows, column) else "left",
             overflow="fold",
-            no_wrap=name not in ("node", "model"),
+            no_wrap=not wraps,
+            min_width=_NARROWEST if wraps else _width(header, rows, column),
         )
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(escape(row[column]) for column in columns))
+    if title:
+        console.print(title, markup=False)
     console.print(table)
+    if len(columns) < len(header):
+        left_out = ", ".join(name for column, name in enumerate(header) if column not in columns)
+        console.print(f"(the window is too narrow for: {left_out})", markup=False)
+
+
+# Names may take several lines; of the other columns the first of these go where a window is too narrow.
+_WRAPPED = ("node", "model", "file")
+_NARROWEST = 20
+_DISPENSABLE = (
+    "worst",
+    "at ends %",
+    "cosine",
+    "max error",
+    "bias",
+    "scale",
+    "size vs first",
+    "± s.e.",
+    "same answer",
+    "kernels",
+)
+
+
+def _width(header: Sequence[str], rows: Sequence[Sequence[str]], column: int) -> int:
+    return max(len(row[column]) for row in [header, *rows])
+
+
+def _fitting(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Returns the columns that fit into so many characters."""
+    columns = list(range(len(header)))
+
+    def needed() -> int:
+        return sum(3 + (_NARROWEST if header[c] in _WRAPPED else _width(header, rows, c)) for c in columns)
+
+    for name in _DISPENSABLE:
+        if needed() <= width:
+            break
+        columns = [column for column in columns if header[column] != name]
+    return columns
 
 
 def _is_numeric(rows: Sequence[Sequence[str]], column: int) -> bool:

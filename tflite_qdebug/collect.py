@@ -317,7 +317,7 @@ def collect_layer_errors(
     names = [*metrics.difference, *metrics.direct]
     sums, counts = np.zeros((len(names), len(layers))), np.zeros((len(names), len(layers)), dtype=np.int64)
     model_sums = np.zeros(len(metrics.model))
-    everything = _chained(ahead, samples)
+    everything = itertools.chain(ahead, samples)
 
     def collected() -> Collected:
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -347,12 +347,6 @@ def collect_layer_errors(
     if not statistics.samples:
         raise DatasetError("the {} yielded no samples".format(getattr(dataset, "role", "debug dataset")))
     return collected()
-
-
-def _chained(ahead: List[Sample], samples: Iterator[Sample]) -> Iterator[Sample]:
-    yield from ahead
-    ahead.clear()
-    yield from samples
 
 
 def _kernel_fault(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ from tflite_qdebug.model import Model, Operator, read_model_bytes
 from tflite_qdebug.progress import track
 from tflite_qdebug.statistics import Histogram
 
-__all__ = ["KINDS", "CalibratedModel", "FloatModel", "FloatNode", "QuantizedModel", "load_float_model"]
+__all__ = ["CALIBRATED_KINDS", "KINDS", "CalibratedModel", "FloatModel", "FloatNode", "QuantizedModel", "load_float_model"]
 
 #: What can be made of a float model. ``int8`` falls back to float where it must; ``full_integer`` does not.
 KINDS = ("float", "float16", "dynamic_range", "int8", "full_integer", "int16x8")
-_CALIBRATED_KINDS = ("int8", "full_integer", "int16x8")
+#: Those of them that need calibrated ranges.
+CALIBRATED_KINDS = ("int8", "full_integer", "int16x8")
 _IO_TYPES = {
     "int8": ("float32", "int8", "uint8"),
     "full_integer": ("int8", "uint8", "float32"),
@@ -41,7 +42,6 @@ _IO_TYPES = {
 _MAY_CRASH = ("LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM", "BIDIRECTIONAL_SEQUENCE_LSTM", "UNIDIRECTIONAL_SEQUENCE_RNN",
               "BIDIRECTIONAL_SEQUENCE_RNN", "RNN", "SVDF", "WHILE", "IF", "CALL_ONCE", "VAR_HANDLE")  # fmt: skip
 # Operators that only change the form of their values, or work on indices; float where their surroundings are.
-_BRIDGES = ("QUANTIZE", "DEQUANTIZE")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +172,7 @@ class FloatModel:
             data = edit.quantize_weights(
                 self.model, per_channel, per_channel_dense and tf_private.quantizes_dense_per_channel()
             )
-        elif kind in _CALIBRATED_KINDS:
+        elif kind in CALIBRATED_KINDS:
             raise OptionError(f"kind {kind!r} needs calibration: use calibrate(representative_dataset).quantize({kind!r})")
         else:
             raise OptionError(f"got kind {kind!r}, expected one of {', '.join(KINDS)}.{did_you_mean(kind, KINDS)}")
@@ -348,21 +348,18 @@ class CalibratedModel:
         """
         if kind not in KINDS:
             raise OptionError(f"got kind {kind!r}, expected one of {', '.join(KINDS)}.{did_you_mean(kind, KINDS)}")
-        nodes = check_denylist_nodes(self.model, denylisted_nodes)
-        operators = check_denylist_ops(self.model, denylisted_ops)
-        default = "int8" if kind == "full_integer" else "float32"
-        options = tf_private.QuantizeOptions(
-            input_type=input_type or default,
-            output_type=output_type or default,
-            fully_quantize=fully_quantize,
-            denylisted_ops=operators,
-            denylisted_nodes=nodes,
+        options = self._checked_options(
+            kind,
+            input_type=input_type,
+            output_type=output_type,
+            denylisted_nodes=denylisted_nodes,
+            denylisted_ops=denylisted_ops,
             per_channel=per_channel,
             per_channel_dense=per_channel_dense,
+            fully_quantize=fully_quantize,
             quantize_variables=quantize_variables,
         )
-        self._check_types(kind, options)
-        if kind in _CALIBRATED_KINDS:
+        if kind in CALIBRATED_KINDS:
             data = self._quantize_calibrated(kind, options)
         else:
             data = (
@@ -371,7 +368,7 @@ class CalibratedModel:
                 .data
             )
         quantized = Model(data)
-        float_nodes = _float_nodes(self.model, quantized, options) if kind in _CALIBRATED_KINDS else ()
+        float_nodes = _float_nodes(self.model, quantized, options) if kind in CALIBRATED_KINDS else ()
         if kind == "full_integer":
             _require_no_float(float_nodes)
         return QuantizedModel(data, kind, float_nodes, {"kind": kind, **options._asdict()})
@@ -380,6 +377,28 @@ class CalibratedModel:
         if self.float_model is None:
             raise OptionError(f"kind {kind!r} is made from the float model, and only a calibrated model was given")
         return self.float_model
+
+    def _checked_options(
+        self,
+        kind: str,
+        *,
+        input_type: str | None = None,
+        output_type: str | None = None,
+        denylisted_nodes: Sequence[str] = (),
+        denylisted_ops: Sequence[str] = (),
+        **others: bool,
+    ) -> tf_private.QuantizeOptions:
+        """Returns the options with the defaults of the kind, and names and types checked."""
+        default = "int8" if kind == "full_integer" else "float32"
+        options = tf_private.QuantizeOptions(
+            input_type=input_type or default,
+            output_type=output_type or default,
+            denylisted_nodes=check_denylist_nodes(self.model, denylisted_nodes),
+            denylisted_ops=check_denylist_ops(self.model, denylisted_ops),
+            **others,
+        )
+        self._check_types(kind, options)
+        return options
 
     def _check_types(self, kind: str, options: tf_private.QuantizeOptions) -> None:
         allowed = _IO_TYPES.get(kind, ("float32",))
@@ -449,9 +468,7 @@ class CalibratedModel:
         """
         if kind in ("int8", "full_integer"):
             data = self.numeric_verify_model(kind, whole_model=whole_model, **options)
-            return dataclasses.replace(
-                edit.strip_numeric_verify(Model(data), self.model), verify="whole_model" if whole_model else "per_layer"
-            )
+            return edit.strip_numeric_verify(Model(data), self.model, whole_model)
         if kind == "float":
             raise OptionError("got kind 'float', which has no quantization error; expected another kind")
         quantized = self.quantize(kind, **options)
@@ -467,20 +484,7 @@ class CalibratedModel:
         """
         if kind not in ("int8", "full_integer"):
             raise OptionError(f"got kind {kind!r}, expected int8 or full_integer: TensorFlow makes no other debug model")
-        default = "int8" if kind == "full_integer" else "float32"
-        denylisted_nodes = check_denylist_nodes(self.model, options.pop("denylisted_nodes", ()))
-        denylisted_ops = check_denylist_ops(self.model, options.pop("denylisted_ops", ()))
-        for side in ("input_type", "output_type"):
-            options[side] = options.get(side) or default
-        quantize_options = tf_private.QuantizeOptions(
-            numeric_verify=True,
-            whole_model=whole_model,
-            denylisted_nodes=denylisted_nodes,
-            denylisted_ops=denylisted_ops,
-            **options,
-        )
-        self._check_types(kind, quantize_options)
-        return self._mlir_quantize(quantize_options)
+        return self._mlir_quantize(self._checked_options(kind, numeric_verify=True, whole_model=whole_model, **options))
 
     def __repr__(self) -> str:
         return f"CalibratedModel({len(self.model.main.operators)} operators, calibrated on {self.dataset})"
@@ -540,8 +544,7 @@ def check_denylist_nodes(model: Model, names: Any) -> tuple[str, ...]:
         shown = _completed(name, known) if "…" in name else name
         if shown not in known and shown.startswith(edit.NUMERIC_VERIFY + "/"):
             shown = shown[len(edit.NUMERIC_VERIFY) + 1 :].rpartition(":")[0]
-        while shown not in known and shown not in joined and shown and shown[-1].isdigit():
-            shown = shown[:-1]
+        shown = _without_digits(shown, known.keys() | joined.keys())
         shown = shown if shown in known else joined.get(shown, shown)
         if shown not in known:
             raise OptionError(
@@ -550,6 +553,13 @@ def check_denylist_nodes(model: Model, names: Any) -> tuple[str, ...]:
             )
         found.append(shown)
     return tuple(dict.fromkeys(found))
+
+
+def _without_digits(name: str, known: Container[str]) -> str:
+    """Returns a name without as many of the digits behind it as it takes to know it."""
+    while name not in known and name[-1:].isdigit():
+        name = name[:-1]
+    return name
 
 
 def _completed(name: str, known: Iterable[str]) -> str:
@@ -588,7 +598,7 @@ def _float_nodes(calibrated: Model, quantized: Model, options: tf_private.Quanti
     result = []
     for operator in main.operators:
         outputs = [main.tensors[index] for index in operator.outputs]
-        if operator.name in _BRIDGES or not any(tensor.is_float for tensor in outputs):
+        if operator.name in edit.BRIDGES or not any(tensor.is_float for tensor in outputs):
             continue
         node = _calibrated_node(calibrated, outputs[0].name, operator.name)
         name = calibrated.main.tensors[node.outputs[0]].name if node else outputs[0].name
@@ -597,10 +607,8 @@ def _float_nodes(calibrated: Model, quantized: Model, options: tf_private.Quanti
 
 
 def _calibrated_node(calibrated: Model, name: str, op_name: str) -> Operator | None:
-    candidates = calibrated.main.nodes.get(name, [])
-    while not candidates and name and name[-1].isdigit():
-        name = name[:-1]
-        candidates = calibrated.main.nodes.get(name, [])
+    nodes = calibrated.main.nodes
+    candidates = nodes.get(_without_digits(name, nodes), [])
     return next((operator for operator in candidates if operator.name == op_name), None)
 
 

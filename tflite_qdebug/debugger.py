@@ -8,7 +8,6 @@ beside the contract, in ``layers``, ``result`` and ``save``.
 from __future__ import annotations
 
 import csv
-import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
@@ -210,7 +209,6 @@ class QuantizationDebugger:
             quant_model, debug_model = self._make_debug_model(described)
         self._debug_model, self._described, self._options = debug_model, described, options
         self.quant_model = quant_model
-        self._specs = Model(quant_model).input_specs()
         self.layer_statistics: dict[str, dict[str, float]] | None = None
         self.model_statistics: dict[str, float] | None = None
         self.result: Run | None = None
@@ -221,9 +219,7 @@ class QuantizationDebugger:
             debug_model = self._calibrated.debug_model(whole_model=self._whole_model, **arguments)
             return debug_model.data, debug_model
         data = self._calibrated.numeric_verify_model(whole_model=self._whole_model, **arguments)
-        debug_model = edit.strip_numeric_verify(Model(data), self._calibrated.model)
-        verify = "whole_model" if self._whole_model else "per_layer"  # one layer alone does not tell
-        return data, dataclasses.replace(debug_model, verify=verify)
+        return data, edit.strip_numeric_verify(Model(data), self._calibrated.model, self._whole_model)
 
     @property
     def options(self) -> QuantizationDebugOptions:
@@ -266,7 +262,7 @@ class QuantizationDebugger:
         """
         if self._data is None:
             raise DatasetError("got no debug_dataset, expected a function that returns a generator of samples")
-        dataset = open_dataset(self._data, self._specs, "debug dataset")
+        dataset = open_dataset(self._data, self._debug_model.inputs, "debug dataset")
         options = self._options
         metrics = LayerMetrics(
             dict(options.layer_debug_metrics or {}),

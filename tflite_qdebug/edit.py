@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tflite_qdebug import tf_private
+from tflite_qdebug.datasets import InputSpec
 from tflite_qdebug.errors import ModelError
 from tflite_qdebug.model import Model, Operator, Tensor
 from tflite_qdebug.record import Layer
@@ -20,8 +21,10 @@ __all__ = ["DebugModel", "cast_weights_to_float16", "debug_pair", "expose", "fol
            "strip_numeric_verify", "with_ranges", "with_renamed"]  # fmt: skip
 
 NUMERIC_VERIFY = "NumericVerify"
+# Operators that only carry values between float and integers.
+BRIDGES = ("QUANTIZE", "DEQUANTIZE")
 # Operators that a debug model has and the model that it was made from has not.
-_BRIDGES = ("QUANTIZE", "DEQUANTIZE", NUMERIC_VERIFY)
+_ADDED = (*BRIDGES, NUMERIC_VERIFY)
 _FLOAT16_MAXIMUM = float(np.finfo(np.float16).max)
 # TensorFlow leaves weights of fewer elements in float when it quantizes weights alone.
 _MINIMUM_WEIGHTS = 1024
@@ -70,6 +73,7 @@ class DebugModel:
         stateful: True where it has variables.
         verify: ``per_layer`` or ``whole_model``.
         notes: What the reader of a result must know.
+        inputs: What the model expects of a sample, in input order.
     """
 
     data: bytes
@@ -78,6 +82,7 @@ class DebugModel:
     stateful: bool
     verify: str
     notes: tuple[str, ...] = ()
+    inputs: tuple[InputSpec, ...] = ()
 
 
 def _unpack(model: Model) -> Any:
@@ -124,7 +129,7 @@ def _append_outputs(unpacked: Any, tensors: Iterable[int]) -> None:
     main.outputs = np.array(list(dict.fromkeys([*main.outputs, *tensors])), dtype=np.int32)
 
 
-def strip_numeric_verify(model: Model, original: Model | None = None) -> DebugModel:
+def strip_numeric_verify(model: Model, original: Model | None = None, whole_model: bool | None = None) -> DebugModel:
     """Turns TensorFlow's debug model into one without its slow NumericVerify operators.
 
     Both inputs of each become outputs, from which the same difference is computed outside.
@@ -133,6 +138,7 @@ def strip_numeric_verify(model: Model, original: Model | None = None) -> DebugMo
         model: TensorFlow's debug model, per layer or whole model.
         original: The float or calibrated model that it was made from, to call the nodes by their names there. Without
             it they are called as the debug model calls them, some with digits of TensorFlow's behind their name.
+        whole_model: Which of both it is; None tells it from the wiring, which one layer alone does not show.
 
     Raises:
         ModelError: Where the model has no NumericVerify operator, or more than one subgraph.
@@ -156,12 +162,14 @@ def strip_numeric_verify(model: Model, original: Model | None = None) -> DebugMo
     gone = {output for operator in verifiers for output in operator.outputs}
     table.outputs = np.array([index for index in table.outputs if index not in gone], dtype=np.int32)
     stateful = any(tensor.is_variable for tensor in main.tensors)
-    # Float copies read what their twins read, dequantized; only in a whole-model chain do they read one another.
-    compared = {layer.float_idx for layer in layers}
-    chained = any(compared.intersection(op.inputs) for op in main.operators if op.index not in removed)
-    verify = "whole_model" if chained else "per_layer"
+    if whole_model is None:
+        # Float copies read what their twins read, dequantized; only in a whole-model chain do they read one another.
+        compared = {layer.float_idx for layer in layers}
+        whole_model = any(compared.intersection(op.inputs) for op in main.operators if op.index not in removed)
+    verify = "whole_model" if whole_model else "per_layer"
     own = len([index for index in main.outputs if index not in gone])
-    return DebugModel(_pack(unpacked), layers, own, stateful, verify, _unverified(model, layers))
+    notes, inputs = _unverified(model, layers), tuple(model.input_specs())
+    return DebugModel(_pack(unpacked), layers, own, stateful, verify, notes, inputs)
 
 
 def _unverified(model: Model, layers: Iterable[Layer]) -> tuple[str, ...]:
@@ -170,7 +178,7 @@ def _unverified(model: Model, layers: Iterable[Layer]) -> tuple[str, ...]:
     missing = [
         operator
         for operator in model.main.operators
-        if operator.name not in _BRIDGES
+        if operator.name not in _ADDED
         and any(model.main.tensors[output].is_quantized for output in operator.outputs)
         and not verified.intersection(operator.outputs)
     ]
@@ -193,10 +201,10 @@ def _original_names(model: Model, original: Model) -> dict[int, str]:
 
     def copied(operator: Operator) -> bool:
         touched = (model.main.tensors[index] for index in (*operator.inputs, *operator.outputs) if index >= 0)
-        return operator.name not in _BRIDGES and not any(tensor.is_quantized for tensor in touched)
+        return operator.name not in _ADDED and not any(tensor.is_quantized for tensor in touched)
 
     copies = [operator for operator in model.main.operators if operator.outputs and copied(operator)]
-    sources = [operator for operator in original.main.operators if operator.outputs and operator.name not in _BRIDGES]
+    sources = [operator for operator in original.main.operators if operator.outputs and operator.name not in _ADDED]
     matcher = difflib.SequenceMatcher(None, sequence(model, copies), sequence(original, sources), autojunk=False)
     names: dict[int, str] = {}
     for start, source_start, length in matcher.get_matching_blocks():
@@ -213,7 +221,7 @@ def _own_name(model: Model, quantized: Tensor, reference: Tensor) -> str:
     results = [quantized] + [
         model.main.tensors[output]
         for operator in model.main.operators
-        if operator.name in _BRIDGES[:2] and quantized.index in operator.inputs
+        if operator.name in BRIDGES and quantized.index in operator.inputs
         for output in operator.outputs
     ]
     for tensor in results:
@@ -542,7 +550,7 @@ class _PairBuilder:
         for name in (tensor.name, tensor.name + "_int16", tensor.name + "_int8"):
             for candidate in self._by_name.get(name, ()):
                 made, producer = candidate, self._quantized.main.producers.get(candidate.index)
-                if producer is not None and producer.name in _BRIDGES and op_name not in _BRIDGES:
+                if producer is not None and producer.name in _ADDED and op_name not in _ADDED:
                     made = self._quantized.main.tensors[producer.inputs[0]]
                     producer = self._quantized.main.producers.get(made.index)
                 if producer is not None and producer.name == op_name:
@@ -654,4 +662,5 @@ class _PairBuilder:
         models = (self._float, self._quantized)
         stateful = any(tensor.is_variable for model in models for tensor in model.main.tensors)
         verify = "whole_model" if self._whole else "per_layer"
-        return DebugModel(_pack(self._unpacked), layers, self._own_outputs, stateful, verify)
+        inputs = tuple(self._quantized.input_specs())
+        return DebugModel(_pack(self._unpacked), layers, self._own_outputs, stateful, verify, inputs=inputs)

@@ -332,11 +332,6 @@ def converter_from_saved_model(path: str) -> Any:
             raise ModelError("cannot load the SavedModel {}: {}".format(path, _reason(error, captured))) from error
 
 
-def default_converter_target() -> Tuple[Any, Any]:
-    """Returns ``Optimize.DEFAULT`` and a function that tells nothing, the marks of integer quantization."""
-    return tensorflow().lite.Optimize.DEFAULT, lambda: iter(())
-
-
 def convert_to_float(converter: Any) -> bytes:
     """Converts once and returns the float model that TensorFlow's own calibration would start from.
 
@@ -347,30 +342,26 @@ def convert_to_float(converter: Any) -> bytes:
     Raises:
         ConversionError: With TensorFlow's own words.
     """
-    default, nothing = default_converter_target()
+    tf = tensorflow()
     work = copy.copy(converter)
     work.target_spec = copy.copy(converter.target_spec)
     work._metadata = copy.deepcopy(converter._metadata)
     work._collected_converter_params = dict(converter._collected_converter_params)
     if hasattr(converter, "_funcs"):
         work._funcs = list(converter._funcs)
-    work.optimizations = [default]
+    work.optimizations = [tf.lite.Optimize.DEFAULT]
     work.experimental_new_quantizer = True
     work._experimental_calibrate_only = False
-    work.representative_dataset = work.representative_dataset or nothing
-    work.inference_input_type = work.inference_output_type = tensorflow().float32
+    work.representative_dataset = work.representative_dataset or (lambda: iter(()))
+    work.inference_input_type = work.inference_output_type = tf.float32
     # float16 as a supported type would cast the weights during the conversion.
     work.target_spec.supported_types = []
     work._quantize = lambda float_model, *arguments, **keywords: float_model
-    original_is_written = {name: getattr(converter, name) for name in ("saved_model_dir",) if hasattr(converter, name)}
     with captured_chatter() as captured:
         try:
             return bytes(work.convert())
         except Exception as error:
             raise ConversionError("TensorFlow could not convert the model: {}".format(_reason(error, captured))) from error
-        finally:
-            for name, value in original_is_written.items():
-                setattr(converter, name, value)
 
 
 class ConverterSettings(NamedTuple):

@@ -13,9 +13,9 @@ from tflite_qdebug.analyses.evaluation import Evaluation, evaluate
 from tflite_qdebug.analyses.layer_error import run_debug_model
 from tflite_qdebug.cli.options import backend_of, quantize_options
 from tflite_qdebug.cli.output import Folder, Screen
-from tflite_qdebug.conversion import KINDS, CalibratedModel, FloatModel, QuantizedModel, load_float_model
+from tflite_qdebug.conversion import CALIBRATED_KINDS, KINDS, CalibratedModel, FloatModel, QuantizedModel, load_float_model
 from tflite_qdebug.datasets import open_dataset
-from tflite_qdebug.errors import OptionError, QDebugError, did_you_mean
+from tflite_qdebug.errors import OptionError, did_you_mean
 from tflite_qdebug.record import Run
 from tflite_qdebug.reports.tables import layer_table, number, write_csv
 from tflite_qdebug.statistics import ErrorStatistics
@@ -78,8 +78,8 @@ def convert(arguments: argparse.Namespace, screen: Screen) -> None:
             raise OptionError(f"got --kind {kind!r}, expected one of {', '.join(known)}.{did_you_mean(kind, known)}")
     folder = Folder(arguments.output or ".")
     float_model = load(arguments)
-    free = ("float", "float16", "dynamic_range")
-    calibrated = None if set(kinds) <= set(free) else calibrate(arguments, float_model)
+    needy = set(kinds).intersection(CALIBRATED_KINDS + DEBUG_KINDS)
+    calibrated = calibrate(arguments, float_model) if needy else None
     made: dict[str, dict[str, Any]] = {}
     rows = []
     for kind in kinds:
@@ -204,11 +204,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> None:
 
 def _applies(name: str, value: Any, kind: str) -> bool:
     """True for an option that says something; the kinds without calibration take fewer."""
-    return (
-        kind in ("int8", "full_integer", "int16x8")
-        or name in ("per_channel", "per_channel_dense")
-        or value not in (None, (), True)
-    )
+    return kind in CALIBRATED_KINDS or name in ("per_channel", "per_channel_dense") or value not in (None, (), True)
 
 
 def _plain(columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,7 +214,7 @@ def _plain(columns: Mapping[str, Any]) -> dict[str, Any]:
 def _debug_data(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     try:
         return data(arguments, "debug"), []
-    except QDebugError:
+    except OptionError:
         note = (
             "measured on the samples that calibrated the ranges, since no --debug-data was given; that flatters the model: "
             "none of its values is clipped"

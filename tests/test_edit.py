@@ -16,6 +16,7 @@ from models import calibrated
 from tflite_qdebug import edit, tf_private
 from tflite_qdebug.collect import Backend, LayerMetrics, collect_layer_errors
 from tflite_qdebug.datasets import Sample
+from tflite_qdebug.edit import flatbuffer
 from tflite_qdebug.errors import ModelError
 from tflite_qdebug.model import Model
 from tflite_qdebug.record import Run
@@ -115,7 +116,7 @@ def test_buffers_outside_of_the_flatbuffer_are_kept() -> None:
     import flatbuffers
 
     model = Model(models.float_tflite("chain"))
-    unpacked = edit._unpack(model)
+    unpacked = flatbuffer.unpack(model)
     moved = {}
     for index, buffer in enumerate(unpacked.buffers):
         if buffer.data is not None and len(buffer.data) > 100:
@@ -294,12 +295,12 @@ def spoiled(model: Model, op_name: str) -> tuple[bytes, int]:
     source = operator.inputs[1]
     if not model.main.tensors[source].is_constant:  # float16, behind a DEQUANTIZE
         source = model.main.producers[source].inputs[0]
-    unpacked = edit._unpack(model)
+    unpacked = flatbuffer.unpack(model)
     values = model.constant(model.main.tensors[source]).copy()
     flat = values.reshape(-1)
     flat[::5] = -flat[::5]
     unpacked.buffers[model.main.tensors[source].buffer].data = np.frombuffer(values.tobytes(), np.uint8)
-    return edit._pack(unpacked), operator.index
+    return flatbuffer.pack(unpacked), operator.index
 
 
 @pytest.mark.parametrize("op_name", ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"])

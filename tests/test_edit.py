@@ -182,7 +182,7 @@ def test_a_model_without_numeric_verify_is_refused_in_tensorflows_words() -> Non
 
 def test_a_loop_is_refused_by_the_names_of_its_bodies() -> None:
     model = Model(models.while_loop())
-    for attempt in (edit.cast_weights_to_float16, edit.quantize_weights, lambda model: edit.debug_pair(model, model)):
+    for attempt in (edit.cast_weights_to_float16, edit.quantize_weights):
         with pytest.raises(ModelError, match=r"3 subgraphs .*while_cond.*while_body"):
             attempt(model)
 

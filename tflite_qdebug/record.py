@@ -38,6 +38,10 @@ class Layer:
         scale: Real units per step; None where the tensor is not quantized.
         zero_point: Integer that stands for 0.0; None where the tensor is not quantized.
         key: The name of TensorFlow's NumericVerify output, the key in ``layer_statistics``.
+        reference: Where the float tensor comes from: ``float model``, or ``dequantized weights`` where there is no float
+            model, or it has no counterpart.
+        matched_by: How the counterpart in the float model was found, ``name+constants+structure``; empty where nothing had to
+            be found.
     """
 
     node: str
@@ -51,6 +55,8 @@ class Layer:
     scale: Optional[float]
     zero_point: Optional[int]
     key: str
+    reference: str = "float model"
+    matched_by: str = ""
 
     @property
     def levels(self) -> float:
@@ -75,6 +81,14 @@ class Run:
         model_metrics: The user's model metrics: ``{name: mean over samples}``.
         provenance: What is needed to repeat the run: versions, kernels, hashes, dataset, options.
         notes: What the reader must know.
+        parts: What each layer's error is made of: ``{part: one row per layer}``, rows without an element where the part does
+            not exist; empty where it was not asked for. ``weights``: on the same dequantized inputs, the float operator with
+            dequantized weights less the one with float weights; ``output``: the quantized operator less that, so rounding,
+            clipping and the kernel's own arithmetic; ``input``: the float operator on dequantized inputs less the float model
+            on its own; ``accumulated``: the sum of the three, the quantized model less the float model.
+        whole: Each of the model's outputs against the float model's: ``{"quantized", "weights", "activations": one row per
+            output}``, the last two with weights alone and activations alone quantized.
+        outputs: Names of the outputs that ``whole`` has rows for.
     """
 
     def __init__(
@@ -86,8 +100,11 @@ class Run:
         model_metrics: Optional[Dict[str, float]] = None,
         provenance: Optional[Dict[str, Any]] = None,
         notes: Optional[List[str]] = None,
+        parts: Optional[Dict[str, ErrorStatistics]] = None,
+        whole: Optional[Dict[str, ErrorStatistics]] = None,
+        outputs: Optional[List[str]] = None,
     ) -> None:
-        """Keeps the parts."""
+        """Keeps what it is made of."""
         self.verify = verify
         self.layers = layers
         self.statistics = statistics
@@ -95,13 +112,18 @@ class Run:
         self.model_metrics = model_metrics or {}
         self.provenance = provenance or {}
         self.notes = notes or []
+        self.parts = parts or {}
+        self.whole = whole or {}
+        self.outputs = outputs or []
 
     def columns(self) -> Dict[str, np.ndarray]:
         """Returns the report's columns, each with one value per layer, in execution order.
 
         Units: ``scale``, ``bias``, ``rmse``, ``max_abs_error``, ``range`` and ``worst_rmse`` are in the tensor's real units,
         ``sqnr_db`` in dB, shares between 0 and 1. ``range`` is ``scale`` times the number of steps (255 for int8).
-        ``rmse_over_scale`` has a floor of 1 / sqrt(12) = 0.2887 for pure rounding.
+        ``rmse_over_scale`` has a floor of 1 / sqrt(12) = 0.2887 for pure rounding. Where the error was split, ``weights_rmse``,
+        ``output_rmse``, ``input_rmse`` and ``accumulated_rmse`` are its parts, as in `parts`; they add up as values, not as
+        RMSE.
         """
         statistics = self.statistics
         scale = np.array([math.nan if layer.scale is None else layer.scale for layer in self.layers])
@@ -133,6 +155,10 @@ class Run:
         for name, values in self.metrics.items():
             # A user's metric may be called like a column of ours, and must not pass for it.
             columns["metric " + name if name in columns or name == "tensor_name" else name] = values
+        for name, part in self.parts.items():
+            columns[name + "_rmse"] = part.rmse
+        columns["reference"] = np.array([layer.reference for layer in self.layers], dtype=object)
+        columns["matched_by"] = np.array([layer.matched_by for layer in self.layers], dtype=object)
         columns["tensor_name"] = np.array([layer.tensor_name for layer in self.layers], dtype=object)
         return columns
 
@@ -200,11 +226,17 @@ class Run:
                     self.verify, len(self.layers), other.verify, len(other.layers)
                 )
             )
-        for ours, theirs in ((self.metrics, other.metrics), (self.model_metrics, other.model_metrics)):
+        pairs: List[Tuple[str, Mapping[str, Any], Mapping[str, Any]]] = [
+            ("metrics", self.metrics, other.metrics),
+            ("metrics", self.model_metrics, other.model_metrics),
+            ("parts", self.parts, other.parts),
+            ("parts", self.whole, other.whole),
+        ]
+        for what, ours, theirs in pairs:
             if set(ours) != set(theirs):
                 raise ModelError(
-                    "cannot merge runs with different metrics: got {} and {}, expected the same names".format(
-                        sorted(ours), sorted(theirs)
+                    "cannot merge runs with different {}: got {} and {}, expected the same names".format(
+                        what, sorted(ours), sorted(theirs)
                     )
                 )
         shares = [self.statistics.samples, other.statistics.samples]
@@ -220,6 +252,9 @@ class Run:
             },
             {"parts": [self.provenance, other.provenance]},
             notes,
+            {name: part + other.parts[name] for name, part in self.parts.items()},
+            {name: part + other.whole[name] for name, part in self.whole.items()},
+            self.outputs,
         )
 
     def to_dict(self) -> Dict[str, Any]:
@@ -234,6 +269,9 @@ class Run:
             "model_metrics": self.model_metrics,
             "provenance": self.provenance,
             "notes": self.notes,
+            "parts": {name: part.to_dict() for name, part in self.parts.items()},
+            "whole": {name: part.to_dict() for name, part in self.whole.items()},
+            "outputs": self.outputs,
         }
 
     @classmethod
@@ -257,6 +295,9 @@ class Run:
             dict(fields["model_metrics"]),
             dict(fields["provenance"]),
             list(fields["notes"]),
+            {name: ErrorStatistics.from_dict(part) for name, part in fields.get("parts", {}).items()},
+            {name: ErrorStatistics.from_dict(part) for name, part in fields.get("whole", {}).items()},
+            list(fields.get("outputs", [])),
         )
 
     def save(self, path: Union[str, os.PathLike[str]]) -> None:

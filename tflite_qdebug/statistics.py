@@ -6,7 +6,7 @@ pooled over samples and divided once, so that a part of the samples added to ano
 
 from __future__ import annotations
 
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Dict, Mapping, Optional, Sequence
 
 import numpy as np
 
@@ -84,6 +84,15 @@ class ErrorStatistics:
 
     def __len__(self) -> int:
         return len(self.sums)
+
+    def select(self, rows: Sequence[int]) -> ErrorStatistics:
+        """Returns the statistics of some layers; a row of -1 is one of no element."""
+        selected = ErrorStatistics(len(rows))
+        selected.samples = self.samples
+        known = np.flatnonzero(np.asarray(rows) >= 0)
+        for name in self._FIELDS:
+            getattr(selected, name)[known] = getattr(self, name)[np.asarray(rows)[known]]
+        return selected
 
     def add(self, index: int, sample: SampleSums) -> None:
         """Adds what sample number ``index`` gave."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+import numpy as np
+
 from tflite_qdebug.collect import Backend, Collected, LayerMetrics, collect_layer_errors
 from tflite_qdebug.conversion import CalibratedModel
-from tflite_qdebug.datasets import Dataset, open_dataset
+from tflite_qdebug.datasets import Dataset, Sample, open_dataset
 from tflite_qdebug.edit import DebugModel
-from tflite_qdebug.record import Run
+from tflite_qdebug.quantization import QuantizationParameters
+from tflite_qdebug.record import Layer, Run
 
 __all__ = ["layer_error", "run_debug_model"]
 
@@ -61,14 +66,23 @@ def run_debug_model(
     float_model: bytes | None = None,
     progress: bool | None = None,
     options: dict[str, Any] | None = None,
+    reset: bool = True,
 ) -> Run:
     """Runs a debug model over an opened dataset and returns the run, with what is needed to repeat it.
+
+    Variables are set back before each sample unless ``reset`` is False.
 
     An error or an interruption on the way carries the run over the samples before it, as its ``partial_run``.
     """
     from tflite_qdebug import __version__
 
     backend, metrics = backend or Backend(), metrics or LayerMetrics()
+    count = len(debug_model.layers)
+    compared = list(debug_model.layers)
+    rows = {
+        group: {name: _appended(compared, layers) for name, layers in of.items()}
+        for group, of in (("parts", debug_model.parts), ("whole", debug_model.whole))
+    }
 
     def as_run(collected: Collected, notes: list[str]) -> Run:
         provenance = {
@@ -82,28 +96,32 @@ def run_debug_model(
             "samples": collected.statistics.samples,
             **collected.provenance,
         }
+        select = collected.statistics.select
         return Run(
             debug_model.verify,
             list(debug_model.layers),
-            collected.statistics,
-            collected.metrics,
+            select(range(count)),
+            {name: values[:count] for name, values in collected.metrics.items()},
             collected.model_metrics,
             provenance,
             [*debug_model.notes, *collected.notes, *notes],
+            {name: select(places) for name, places in rows["parts"].items()},
+            {name: select(places) for name, places in rows["whole"].items()},
+            [layer.node for layer in debug_model.whole.get("quantized", ())],
         )
 
     try:
         collected = collect_layer_errors(
             debug_model.data,
-            debug_model.layers,
-            dataset,
+            compared,
+            RealValued(dataset, debug_model.scales),
             backend,
             metrics,
             float_model if metrics.model else None,
             debug_model.outputs,
-            debug_model.stateful,
+            debug_model.stateful and reset,
             progress,
-            f"measuring {len(debug_model.layers)} layers",
+            f"measuring {count} layers",
         )
     except BaseException as error:
         if hasattr(error, "collected"):
@@ -111,3 +129,54 @@ def run_debug_model(
             error.partial_run = as_run(error.collected, [reason])  # type: ignore[attr-defined]
         raise
     return as_run(collected, [])
+
+
+def _appended(compared: list[Layer], layers: Sequence[Layer | None]) -> list[int]:
+    """Appends the layers that exist, and returns the place of each; -1 for one that does not."""
+    places = []
+    for layer in layers:
+        places.append(-1 if layer is None else len(compared))
+        if layer is not None:
+            compared.append(layer)
+    return places
+
+
+class RealValued:
+    """A dataset for a model with float inputs whose samples may be integers of the quantized model: these get dequantized.
+
+    Attributes:
+        role: As of the dataset.
+        length: As of the dataset.
+    """
+
+    def __init__(self, dataset: Dataset, scales: Sequence[QuantizationParameters | None]) -> None:
+        """Wraps an opened dataset; ``scales`` has None for an input whose samples stay as they are."""
+        self._dataset, self._scales = dataset, scales
+        self._ahead: list[Sample] = []
+        self._rest: Iterator[Sample] | None = None
+        self.role, self.length = dataset.role, dataset.length
+
+    def first(self) -> Sample:
+        """Returns the first sample, which the next pass yields all the same.
+
+        Raises:
+            DatasetError: Where there is none, or it is wrong.
+        """
+        if not self._ahead:
+            self._rest = self._samples()
+            self._ahead = [next(self._rest)]
+        return self._ahead[0]
+
+    def __iter__(self) -> Iterator[Sample]:
+        ahead, rest = self._ahead, self._rest or self._samples()
+        self._ahead, self._rest = [], None
+        yield from ahead
+        yield from rest
+
+    def _samples(self) -> Iterator[Sample]:
+        for sample in self._dataset:
+            yield dataclasses.replace(sample, inputs=[self._real(i, array) for i, array in enumerate(sample.inputs)])
+
+    def _real(self, position: int, array: np.ndarray) -> np.ndarray:
+        scale = self._scales[position] if position < len(self._scales) else None
+        return array if scale is None or array.dtype == np.float32 else scale.dequantize(array)

@@ -1,182 +1,470 @@
-"""A debug model out of a float model and the model quantized from it."""
+"""A debug model out of a quantized model and the float model it came from, whoever made the two.
+
+Each operator of the quantized model gets a *float twin*: the operators of the float model between the same values, on the
+dequantized inputs of its counterpart. What the float model has no counterpart of is held against its own dequantized form.
+"""
 
 from __future__ import annotations
 
-import copy
-from typing import Any
+import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
-from tflite_qdebug.edit.debug_model import ADDED, NUMERIC_VERIFY, DebugModel, tensors_of
-from tflite_qdebug.edit.flatbuffer import Writer, append_outputs, pack, require_single_subgraph, unpack
+from tflite_qdebug.datasets import InputSpec
+from tflite_qdebug.edit.debug_model import BRIDGES, NUMERIC_VERIFY, PARTS, DebugModel, tensors_of
+from tflite_qdebug.edit.dequantized import EDGE_TPU_OPERATOR, dequantize_model
+from tflite_qdebug.edit.flatbuffer import append_outputs, pack, unpack
+from tflite_qdebug.edit.twins import SHARED_STATE, Source, TwinWriter
 from tflite_qdebug.errors import ModelError
+from tflite_qdebug.match import AGREES, Graph, Match, match_models
 from tflite_qdebug.model import Model, Operator, Tensor
+from tflite_qdebug.quantization import QuantizationParameters
 from tflite_qdebug.record import Layer
 
 __all__ = ["debug_pair"]
 
+FLOAT_MODEL, DEQUANTIZED = "float model", "dequantized weights"
+# Below this cosine two weights are not a rounding apart, nor a fine-tuning.
+_STRANGE = 0.5
 
-def debug_pair(float_model: Model, quantized_model: Model, whole_model: bool = False) -> DebugModel:
-    """Builds a debug model out of a float model and the model quantized from it.
 
-    Each operator of the float model whose twin in the quantized model computes something else gets copied into the
-    latter: with the float constants, and on inputs that are the dequantized inputs of its twin (per layer), or the
-    copies' own outputs throughout (whole model). The two are matched by the names of their output tensors, which
-    TensorFlow's quantizers keep.
+def debug_pair(
+    float_model: Model | None,
+    quantized_model: Model,
+    whole_model: bool = False,
+    parts: bool = False,
+    match: Match | None = None,
+) -> DebugModel:
+    """Builds a debug model out of a quantized model and the float model that it was made from.
+
+    Args:
+        float_model: None where there is none: the twins are made from the dequantized weights, and the error of the weights
+            cannot be seen.
+        quantized_model: Of any kind: int8, uint8, 16x8, dynamic range, float16, or mixed with float operators.
+        whole_model: Compare with float twins that read one another throughout (the accumulated error), instead of the
+            dequantized inputs of their counterparts (the error that each operator adds).
+        parts: Also compare what `DebugModel.parts` and `DebugModel.whole` list; takes five float copies of the model instead of
+            one.
+        match: What belongs to what, where that is known; else it is found.
 
     Raises:
-        ModelError: Where there is more than one subgraph, or no operator can be matched.
+        ModelError: Where nothing is quantized, the two cannot belong together, or the quantized model was compiled for an
+            Edge TPU.
     """
-    for model in (float_model, quantized_model):
-        require_single_subgraph(model, "the debugger")
-    builder = _PairBuilder(float_model, quantized_model, whole_model)
-    for operator in float_model.main.operators:
-        builder.add(operator)
-    if not builder.layers:
-        raise ModelError(
-            "Please check if the quantized model is in debug mode: no operator of the quantized model computes anything "
-            "differently from its namesake in the float model, so there is nothing to compare"
-        )
-    return builder.finish()
+    return _PairBuilder(float_model, quantized_model, whole_model, parts, match).build()
+
+
+@dataclasses.dataclass
+class _Row:
+    """A quantized tensor, who computes it, and its place in the float model."""
+
+    tensor: Tensor
+    operator: Operator
+    operators: list[Operator]
+    feeds: dict[int, int]
+    own: int | None = None
 
 
 class _PairBuilder:
-    """Copies float operators into a quantized model, one after another."""
+    """Copies float operators into a quantized model, one layer after another."""
 
-    def __init__(self, float_model: Model, quantized_model: Model, whole_model: bool) -> None:
-        self._float, self._quantized, self._whole = float_model, quantized_model, whole_model
-        self._source = unpack(float_model)
-        self._unpacked = unpack(quantized_model)
-        self._writer = Writer(self._unpacked)
-        self._own_outputs = len(self._writer.main.outputs)
-        self._dequantized: dict[int, int] = {}
-        self._copied: dict[int, int] = {}
-        self._appended: list[Any] = []
-        self.layers: list[Layer] = []
-        self._by_name: dict[str, list[Tensor]] = {}
-        for tensor in quantized_model.main.tensors:
-            self._by_name.setdefault(tensor.name, []).append(tensor)
-        self._inputs = dict(zip(float_model.main.inputs, quantized_model.main.inputs, strict=True))
-        if whole_model:
-            self._copied = {source: self._as_float(target) for source, target in self._inputs.items()}
-
-    def _twin(self, tensor: Tensor, op_name: str) -> tuple[Tensor, Operator] | None:
-        """Returns the quantized model's tensor of that name, made by an operator of that type, and the operator."""
-        # TensorFlow's quantizers give a model output's name to its dequantized copy, and itself a suffix.
-        for name in (tensor.name, tensor.name + "_int16", tensor.name + "_int8"):
-            for candidate in self._by_name.get(name, ()):
-                made, producer = candidate, self._quantized.main.producers.get(candidate.index)
-                if producer is not None and producer.name in ADDED and op_name not in ADDED:
-                    made = self._quantized.main.tensors[producer.inputs[0]]
-                    producer = self._quantized.main.producers.get(made.index)
-                if producer is not None and producer.name == op_name:
-                    return made, producer
-        return None
-
-    def _counterpart(self, index: int) -> int | None:
-        """Returns the quantized model's tensor that holds what a float activation holds."""
-        if index in self._inputs:
-            return self._inputs[index]
-        tensor = self._float.main.tensors[index]
-        producer = self._float.main.producers.get(index)
-        twin = self._twin(tensor, producer.name) if producer else None
-        return twin[0].index if twin else None
-
-    def _as_float(self, index: int) -> int:
-        tensor = self._quantized.main.tensors[index]
-        if not tensor.is_quantized:
-            return index
-        if index not in self._dequantized:
-            operator, target = self._writer.dequantize(index, tensor.name + "_verify", 2)
-            self._appended.append(operator)
-            self._dequantized[index] = target
-        return self._dequantized[index]
-
-    def _copy_tensor(self, index: int) -> int:
-        """Copies a tensor of the float model with its values, if it has any."""
-        tensor = copy.copy(self._source.subgraphs[0].tensors[index])
-        if self._float.main.tensors[index].is_constant:
-            self._unpacked.buffers.append(self._source.buffers[tensor.buffer])
-            tensor.buffer = len(self._unpacked.buffers) - 1
+    def __init__(
+        self, float_model: Model | None, quantized_model: Model, whole_model: bool, parts: bool, match: Match | None
+    ) -> None:
+        self._graph, self._whole, self._wants_parts = Graph(quantized_model), whole_model, parts
+        self._refuse_compiled()
+        own = Graph(Model(dequantize_model(quantized_model)))
+        everything = {root: root for root in [*own.subgraph.inputs, *own.subgraph.producers]}
+        self._dequantized = Source(DEQUANTIZED, own, unpack(own.model), everything)
+        self._match = match
+        if float_model is None:
+            self._reference = self._dequantized
         else:
-            tensor.buffer = 0
-        tensor.name = (tensor.name or b"") + b"_float"
-        self._writer.main.tensors.append(tensor)
-        return len(self._writer.main.tensors) - 1
+            self._match = match or match_models(float_model, quantized_model)
+            self._reference = Source(FLOAT_MODEL, Graph(float_model), unpack(float_model), self._match.values)
+        self._twins = TwinWriter(self._graph, self._dequantized)
+        self._own_outputs = len(self._graph.subgraph.outputs)
+        self._layers: list[Layer] = []
+        self._parts: dict[str, list[Layer | None]] = {name: [] for name in PARTS}
+        self._unverified: dict[str, list[str]] = {}
 
-    def _input(self, index: int) -> int | None:
-        if index < 0:
-            return index
-        tensor = self._float.main.tensors[index]
-        computed = index in self._float.main.producers or index in self._inputs
-        if self._whole and index in self._copied:
-            return self._copied[index]
-        if not computed:  # a constant, or a variable
-            if index not in self._copied:
-                self._copied[index] = self._copy_tensor(index)
-            return self._copied[index]
-        counterpart = self._counterpart(index)
-        return None if counterpart is None else self._as_float(counterpart) if tensor.is_float else counterpart
-
-    def add(self, operator: Operator) -> None:
-        """Copies one operator, and makes a layer of each of its outputs that has a twin."""
-        tensors = self._float.main.tensors
-        twins = {output: self._twin(tensors[output], operator.name) for output in operator.outputs}
-        matched = [twin for twin in twins.values() if twin is not None]
-        if not self._whole and not any(self._differs(operator, *twin) for twin in matched):
-            return
-        inputs = [self._input(index) for index in operator.inputs]
-        if any(index is None for index in inputs):
-            return
-        outputs = [self._copy_tensor(index) for index in operator.outputs]
-        table = copy.copy(self._source.subgraphs[0].operators[operator.index])
-        code = self._source.operatorCodes[table.opcodeIndex]
-        table.opcodeIndex = self._writer.add_code(operator.name, code.version, code.customCode)
-        table.inputs, table.outputs = np.array(inputs, dtype=np.int32), np.array(outputs, dtype=np.int32)
-        self._appended.append(table)
-        for output, copied in zip(operator.outputs, outputs, strict=True):
-            self._copied[output] = copied
-            twin = twins[output]
-            if twin is not None and tensors[output].is_float:
-                self._add_layer(tensors[output], *twin, copied)
-
-    def _differs(self, operator: Operator, tensor: Tensor, twin: Operator) -> bool:
-        """True where the twin quantizes its output, or reads weights that are not the float ones."""
-        if tensor.is_quantized:
-            return True
-        main = self._quantized.main
-        for theirs, ours in zip(twin.inputs, operator.inputs, strict=False):
-            if ours < 0 or theirs < 0 or not self._float.main.tensors[ours].is_constant:
-                continue
-            if not main.tensors[theirs].is_constant or not main.tensors[theirs].is_float:
-                return self._float.main.tensors[ours].is_float
-        return False
-
-    def _add_layer(self, reference: Tensor, quantized: Tensor, twin: Operator, copied: int) -> None:
-        parameters = quantized.quantization if quantized.is_quantized else None
-        self.layers.append(
-            Layer(
-                node=reference.name,
-                op_name=twin.name,
-                operator=twin.index,
-                tensor_name=quantized.name,
-                tensor_idx=quantized.index,
-                float_idx=copied,
-                shape=quantized.shape,
-                dtype=quantized.dtype.name,
-                scale=None if parameters is None else float(parameters.scale[0]),
-                zero_point=None if parameters is None else int(parameters.zero_point[0]),
-                key=f"{NUMERIC_VERIFY}/{quantized.name}:{quantized.index}",
+    def _refuse_compiled(self) -> None:
+        if any(operator.name == EDGE_TPU_OPERATOR for operator in self._graph.subgraph.operators):
+            raise ModelError(
+                "got a model compiled for the Edge TPU, whose operators are one opaque program; expected the model that was "
+                "given to the compiler"
             )
+
+    def _open_inputs(self) -> tuple[InputSpec, ...]:
+        """Makes inputs of integers float, with a QUANTIZE behind each, so that their rounding can be seen."""
+        specs = []
+        main = self._twins.writer.main
+        inputs = [int(index) for index in main.inputs]
+        for position, spec in enumerate(self._graph.model.input_specs()):
+            index = inputs[position]
+            tensor = self._graph.tensor(index)
+            source = self._source_input(index)
+            if tensor.is_quantized and (source is None or source.is_float):
+                self._twins.open_input(index)
+                spec = InputSpec(spec.name, spec.shape, (np.dtype(np.float32), tensor.dtype), spec.key)
+            elif source is not None and source.dtype != tensor.dtype:
+                raise ModelError(
+                    f"input {tensor.name!r} is {tensor.dtype} in the quantized model and {source.dtype} in the float model; "
+                    "expected the same, or float32 and integers with a scale"
+                )
+            else:
+                self._twins.inputs[index] = index
+            inputs[position] = self._twins.inputs[index]
+            specs.append(spec)
+        main.inputs = np.array(inputs, dtype=np.int32)
+        return tuple(specs)
+
+    def _source_input(self, index: int) -> Tensor | None:
+        place = self._reference.at.get(index)
+        return None if place is None else self._reference.graph.tensor(place)
+
+    def build(self) -> DebugModel:
+        specs = self._open_inputs()
+        for operator in self._twins.prepended:
+            quantized = self._graph.tensor(int(operator.outputs[0]))
+            self._add_quantize(quantized, int(operator.inputs[0]), -1, quantized.name)
+        for operator in self._graph.subgraph.operators:
+            if operator.name in BRIDGES:
+                self._add_bridge(operator)
+            elif self._is_quantized(operator) or (self._whole and self._graph.computes(operator)):
+                for output in operator.outputs:
+                    if self._graph.is_numeric(output):
+                        self._add_row(operator, output)
+        if not self._layers or not any(map(self._is_quantized, self._graph.operators)):
+            raise ModelError(
+                "Please check if the quantized model is in debug mode: no operator of the quantized model computes anything "
+                "differently from its counterpart in the float model, so there is nothing to compare"
+            )
+        return self._finish(specs)
+
+    def _is_quantized(self, operator: Operator) -> bool:
+        """True where an operator's output is quantized, or a constant that it reads is not what it was in float."""
+        if any(self._graph.tensor(output).is_quantized for output in operator.outputs):
+            return True
+        return self._graph.computes(operator) and self._reads_reduced_constant(operator)
+
+    def _reads_reduced_constant(self, operator: Operator) -> bool:
+        constants = (self._graph.tensor(self._graph.root(index)) for index in operator.inputs if index >= 0)
+        return any(tensor.is_constant and (tensor.is_quantized or tensor.dtype == np.float16) for tensor in constants)
+
+    def _add_bridge(self, operator: Operator) -> None:
+        """Makes a layer of a QUANTIZE that takes float values: it rounds and clips like any other."""
+        source, target = self._graph.tensor(operator.inputs[0]), self._graph.tensor(operator.outputs[0])
+        if operator.name == "QUANTIZE" and source.is_float and not source.is_constant and target.is_quantized:
+            self._add_quantize(target, source.index, operator.index, source.name)
+
+    def _add_quantize(self, quantized: Tensor, source: int, operator: int, node: str) -> None:
+        reference: int | None = source
+        place = (
+            self._reference.at.get(self._graph.root(quantized.index)) if source < len(self._graph.subgraph.tensors) else None
+        )
+        chain = None if place is None else self._twins.chain(self._reference, place)
+        if operator < 0:
+            chain = source
+        if self._whole:
+            reference = chain
+        if reference is None:
+            return
+        evidence = "" if self._reference is self._dequantized else "structure"
+        self._append(quantized, "QUANTIZE", operator, node, reference, self._reference.name, evidence)
+        if self._wants_parts:
+            self._add_parts(
+                weights=None,
+                output=(quantized.index, source),
+                input=None if chain in (None, source) else (source, chain),
+                accumulated=None if chain is None else (quantized.index, chain),
+            )
+
+    def _add_parts(self, **pairs: tuple[int | None, int | None] | None) -> None:
+        """Adds what the last layer's error is made of: ``(tensor with the error, tensor without)``, or None."""
+        layer = self._layers[-1]
+        for name, pair in pairs.items():
+            known = pair is not None and None not in pair
+            self._parts[name].append(_between(layer, *pair) if known else None)  # type: ignore[misc, arg-type]
+
+    def _add_row(self, operator: Operator, output: int) -> None:
+        row = self._row(operator, output)
+        source, place = (self._reference, row.own) if row.own is not None else (self._dequantized, output)
+        assert place is not None
+        twin, note = self._twin(source, place, row)
+        if twin is None and source is not self._dequantized:
+            source, place = self._dequantized, output
+            twin, note = self._twin(source, place, row)
+        chain = self._twins.chain(source, place) if self._whole or self._wants_parts else None
+        reference = chain if self._whole else twin
+        if reference is None:
+            self._unverified.setdefault(note or "its inputs are not known in float", []).append(
+                self._name(row.tensor, operator)
+            )
+            return
+        node = source.graph.tensor(place).name
+        self._append(row.tensor, operator.name, operator.index, node, reference, source.name, self._evidence(operator))
+        if self._wants_parts:
+            self._append_parts(row, source, twin, chain)
+
+    def _append_parts(self, row: _Row, source: Source, twin: int | None, chain: int | None) -> None:
+        quantized = row.tensor.index
+        weighted = source is not self._dequantized and any(self._reads_reduced_constant(op) for op in row.operators)
+        changed = self._twin(self._dequantized, quantized, row)[0] if weighted else twin
+        self._add_parts(
+            weights=(changed, twin) if weighted else None,
+            output=(quantized, changed),
+            input=(twin, chain),
+            accumulated=(quantized, chain),
         )
 
-    def finish(self) -> DebugModel:
-        """Writes the debug model."""
-        layers = tuple(self.layers)
-        self._writer.main.operators = [*self._writer.main.operators, *self._appended]
-        append_outputs(self._unpacked, tensors_of(layers))
-        models = (self._float, self._quantized)
-        stateful = any(tensor.is_variable for model in models for tensor in model.main.tensors)
-        verify = "whole_model" if self._whole else "per_layer"
-        inputs = tuple(self._quantized.input_specs())
-        return DebugModel(pack(self._unpacked), layers, self._own_outputs, stateful, verify, inputs=inputs)
+    def _row(self, operator: Operator, output: int) -> _Row:
+        own = self._reference.at.get(output)
+        if own is None:
+            operators: list[Operator] = [operator]
+        else:
+            stops = set(self._reference.at)
+            operators = self._quantized_region(output, stops)
+        feeds: dict[int, int] = {}
+        for each in operators:
+            for index in each.inputs:
+                if index >= 0 and not self._graph.is_constant(index):
+                    feeds.setdefault(self._graph.root(index), self._entry(index))
+        return _Row(self._graph.tensor(output), operator, operators, feeds, own)
+
+    def _quantized_region(self, output: int, stops: set[int]) -> list[Operator]:
+        found: dict[int, Operator] = {}
+        waiting = [output]
+        while waiting:
+            producer = self._graph.producer(waiting.pop())
+            if producer is not None and producer.index not in found:
+                found[producer.index] = producer
+                waiting += [root for root in self._graph.activations(producer).values() if root not in stops]
+        return [found[index] for index in sorted(found)]
+
+    def _entry(self, index: int) -> int:
+        """Returns the first quantized tensor between a value and the operator that reads it as ``index``; else the value."""
+        entry = root = self._graph.root(index)
+        while index != root:
+            if self._graph.tensor(index).is_quantized:
+                entry = index
+            index = self._graph.subgraph.producers[index].inputs[0]
+        return root if self._graph.tensor(root).is_quantized else entry
+
+    def _twin(self, source: Source, place: int, row: _Row) -> tuple[int | None, str]:
+        """Copies what computes a value out of the values before it; returns its tensor, or None and why not."""
+        if source is self._dequantized:
+            by_output = {output for operator in row.operators for output in operator.outputs}
+            operators = [op for op in source.graph.operators if by_output.intersection(op.outputs)]
+            custom = [op.name for op in operators if op.name not in self._twins.writer.builtin]
+            if custom:
+                return None, f"custom operators ({', '.join(custom)}) have no float twin unless the float model gives it"
+            met = [root for op in operators for root in source.graph.activations(op).values() if root not in by_output]
+        else:
+            operators, met = source.region(place, source.values)
+        feeds = {}
+        for root in met:
+            other = source.values.get(root)
+            if other is None:
+                return None, "its inputs are not known in float"
+            feeds[root] = self._twins.as_float(row.feeds.get(other, self._default_entry(other)))
+        shared = [op.name for op in operators if op.name in SHARED_STATE]
+        if shared:
+            return None, f"it reads variables that the whole model shares ({', '.join(shared)})"
+        return self._twins.compute(source, operators, feeds, place), ""
+
+    def _default_entry(self, root: int) -> int:
+        if self._graph.tensor(root).is_quantized:
+            return root
+        for operator in self._graph.subgraph.operators:
+            if operator.name == "QUANTIZE" and operator.inputs[0] == root:
+                return operator.outputs[0]
+        return root
+
+    def _evidence(self, operator: Operator) -> str:
+        if self._match is None:
+            return ""
+        for pair in self._match.operators:
+            if pair.quantized_operator == operator.index:
+                return "+".join(pair.evidence) or "type"
+        return ""
+
+    def _name(self, tensor: Tensor, operator: Operator) -> str:
+        return f"{operator.name} {tensor.name!r}"
+
+    def _append(
+        self, quantized: Tensor, op_name: str, operator: int, node: str, reference: int, source: str, evidence: str
+    ) -> None:
+        self._layers.append(_layer(node, op_name, operator, quantized, reference, source, evidence))
+
+    def _finish(self, specs: tuple[InputSpec, ...]) -> DebugModel:
+        layers = tuple(self._layers)
+        main = self._twins.writer.main
+        parts = {name: tuple(rows) for name, rows in self._parts.items()} if self._wants_parts else {}
+        whole = self._whole_model() if self._wants_parts else {}
+        main.operators = [*self._twins.prepended, *main.operators, *self._twins.appended]
+        compared = tensors_of(layer for rows in [*parts.values(), *whole.values()] for layer in rows if layer is not None)
+        inputs = set(main.inputs)
+        # An input keeps its value by itself, and the runtimes take no tensor for both.
+        append_outputs(self._twins.unpacked, [index for index in [*tensors_of(layers), *compared] if index not in inputs])
+        models = [self._graph.model, self._reference.graph.model]
+        return DebugModel(
+            pack(self._twins.unpacked),
+            layers,
+            self._own_outputs,
+            any(tensor.is_variable for model in models for tensor in model.main.tensors),
+            "whole_model" if self._whole else "per_layer",
+            self._all_notes(),
+            specs,
+            self._input_scales(),
+            parts,
+            whole,
+        )
+
+    def _input_scales(self) -> tuple[QuantizationParameters | None, ...]:
+        inputs = self._graph.subgraph.inputs
+        return tuple(self._graph.tensor(i).quantization if self._twins.inputs[i] != i else None for i in inputs)
+
+    def _whole_model(self) -> dict[str, tuple[Layer, ...]]:
+        """Returns each output beside the float model's: quantized, with weights alone quantized, with activations alone."""
+        chains = {"weights": self._with_weights(), "activations": self._with_activations()}
+        rows: dict[str, list[Layer]] = {"quantized": [], **{name: [] for name, chain in chains.items() if chain}}
+        for index in self._graph.subgraph.outputs:
+            root = self._graph.root(index)
+            place = self._reference.at.get(root)
+            reference = None if place is None else self._twins.chain(self._reference, place)
+            if place is None or reference is None or not self._graph.is_numeric(root):
+                continue
+            row = self._output_row(index, root, reference)
+            changed = {name: self._twins.chain(chain, place) for name, chain in chains.items() if chain}
+            if None in changed.values() or reference in changed.values():
+                continue
+            rows["quantized"].append(row)
+            for name, tensor in changed.items():
+                rows[name].append(_between(row, tensor, reference))  # type: ignore[arg-type]
+        return {name: tuple(found) for name, found in rows.items()}
+
+    def _output_row(self, index: int, root: int, reference: int) -> Layer:
+        producer, tensor = self._graph.producer(root), self._graph.tensor(root)
+        return _layer(
+            self._graph.tensor(index).name,
+            producer.name if producer else "INPUT",
+            producer.index if producer else -1,
+            tensor,
+            reference,
+            self._reference.name,
+        )
+
+    def _with_weights(self) -> Source | None:
+        """Returns the float model with the dequantized constants of the quantized one."""
+        if self._match is None or self._reference is self._dequantized:
+            return None
+        ours, theirs = self._reference.graph, self._dequantized.graph
+        constants = {}
+        for pair in self._match.operators:
+            mine = ours.subgraph.operators[pair.float_operator]
+            outputs = set(self._graph.subgraph.operators[pair.quantized_operator].outputs)
+            other = next(operator for operator in theirs.operators if outputs.intersection(operator.outputs))
+            for position, (first, second) in enumerate(zip(mine.inputs, other.inputs, strict=False)):
+                if first < 0 or second < 0 or not (ours.is_constant(first) and theirs.is_constant(second)):
+                    continue
+                before, after = ours.tensor(ours.root(first)), theirs.tensor(theirs.root(second))
+                if before.is_float and after.is_float and before.shape == after.shape and mine.name == other.name:
+                    constants[mine.index, position] = after.index
+        return dataclasses.replace(self._reference, name="float model, weights quantized", constants=constants)
+
+    def _with_activations(self) -> Source | None:
+        """Returns the float model with each value rounded and clipped as its counterpart in the quantized model is."""
+        rounded = {}
+        for mine, other in self._reference.values.items():
+            entry = self._graph.tensor(self._default_entry(other))
+            if entry.is_quantized and self._reference.graph.tensor(mine).is_float:
+                rounded[mine] = entry.index
+        if not rounded:
+            return None
+        return dataclasses.replace(self._reference, name="float model, activations quantized", rounded=rounded)
+
+    def _all_notes(self) -> tuple[str, ...]:
+        notes = []
+        if self._reference is self._dequantized:
+            notes.append(
+                "measured without the float model, against the model's own dequantized weights: the error of the weights "
+                "themselves is invisible, and a broken weight looks like a sound one"
+            )
+        elif self._match is not None:
+            notes += _match_notes(self._match, self._reference.graph, self._graph)
+        for reason, names in self._unverified.items():
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            notes.append(f"no row for {', '.join(names[:3])}{more}: {reason}")
+        return tuple(notes)
+
+
+def _layer(node: str, op_name: str, operator: int, quantized: Tensor, reference: int, source: str, evidence: str = "") -> Layer:
+    parameters = quantized.quantization if quantized.is_quantized else None
+    return Layer(
+        node=node,
+        op_name=op_name,
+        operator=operator,
+        tensor_name=quantized.name,
+        tensor_idx=quantized.index,
+        float_idx=reference,
+        shape=quantized.shape,
+        dtype=quantized.dtype.name,
+        scale=None if parameters is None else float(parameters.scale[0]),
+        zero_point=None if parameters is None else int(parameters.zero_point[0]),
+        key=f"{NUMERIC_VERIFY}/{quantized.name}:{quantized.index}",
+        reference=source,
+        matched_by=evidence,
+    )
+
+
+def _between(layer: Layer, tensor: int, reference: int) -> Layer:
+    """Returns the layer with other tensors to be compared; all but its own quantized one are float."""
+    if tensor == layer.tensor_idx:
+        return dataclasses.replace(layer, float_idx=reference)
+    return dataclasses.replace(layer, tensor_idx=tensor, float_idx=reference, dtype="float32", scale=None, zero_point=None)
+
+
+def _match_notes(match: Match, ours: Graph, theirs: Graph) -> list[str]:
+    """Says how much was matched, how surely, and what was not."""
+    shown = ", ".join(f"{count} {confidence}" for confidence, count in match.counts().items() if count)
+    total = len(match.operators) + len(match.unmatched_quantized)
+    found = len(match.operators)
+    notes = [f"matched {found} of {total} operators of the quantized model with the float model ({shown or 'none'})"]
+    if match.unmatched_quantized:
+        notes.append(
+            "operators of the quantized model without a counterpart in the float model, held against their own dequantized "
+            f"form: {_listed(theirs, match.unmatched_quantized)}"
+        )
+    if match.unmatched_float:
+        notes.append(
+            "operators of the float model without a counterpart in the quantized model, fused or left out there: "
+            f"{_listed(ours, match.unmatched_float)}"
+        )
+    weighted = [pair.similarity for pair in match.operators if pair.similarity is not None]
+    strangers = sum(similarity < _STRANGE for similarity in weighted)
+    if strangers:
+        notes.append(
+            f"the weights of {strangers} of {len(weighted)} matched operators are not near those of the float model (cosine "
+            f"below {_STRANGE}): either they are broken, or this quantized model was not made from this float model"
+        )
+    differing = [root for root, value in match.agreement.items() if value < AGREES]
+    if differing:
+        first = theirs.tensor(min(differing, key=lambda root: _rank(theirs, root)))
+        notes.append(
+            f"on the first sample {len(differing)} of {len(match.agreement)} matched tensors disagree (cosine below {AGREES}); the "
+            f"first is {first.name!r}"
+        )
+    return notes
+
+
+def _rank(graph: Graph, root: int) -> int:
+    producer = graph.producer(root)
+    return -1 if producer is None else producer.index
+
+
+def _listed(graph: Graph, indices: Sequence[int]) -> str:
+    operators = [graph.subgraph.operators[index] for index in indices]
+    names = ", ".join(f"{operator.name} {graph.tensor(operator.outputs[0]).name!r}" for operator in operators[:3])
+    return names + (f" and {len(operators) - 3} more" if len(operators) > 3 else "")

@@ -1,0 +1,226 @@
+"""Float operators written into a quantized model: copies of a float model's, on whatever they are to read."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from tflite_qdebug.edit.flatbuffer import Writer, unpack
+from tflite_qdebug.edit.subgraphs import copy_subgraphs, referenced_subgraphs, renumber_subgraphs
+from tflite_qdebug.match import Graph
+from tflite_qdebug.model import Operator
+
+__all__ = ["SHARED_STATE", "Source", "TwinWriter"]
+
+#: They name state that an interpreter keeps: a copy would share it with what it was copied from.
+SHARED_STATE = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "HASHTABLE", "CALL_ONCE")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A float model whose operators are copied, and which of its values are which of the quantized model.
+
+    Attributes:
+        name: Tells copies of one source from those of another.
+        graph: The model.
+        unpacked: The same as objects.
+        values: ``{root: root in the quantized model}``.
+        constants: ``{(operator, input position): constant of the dequantized model}`` to be read instead of its own.
+        rounded: ``{root: tensor of the quantized model}``: values to be rounded as that tensor is.
+    """
+
+    name: str
+    graph: Graph
+    unpacked: Any
+    values: Mapping[int, int]
+    constants: Mapping[tuple[int, int], int] = dataclasses.field(default_factory=dict)
+    rounded: Mapping[int, int] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def at(self) -> dict[int, int]:
+        """``{root in the quantized model: root}``."""
+        return {other: mine for mine, other in self.values.items()}
+
+    def region(self, output: int, stops: Iterable[int]) -> tuple[list[Operator], list[int]]:
+        """Returns the operators between a value and the stops before it, in order of execution, and the stops met."""
+        stops = set(stops) - {output}
+        operators: dict[int, Operator] = {}
+        met: dict[int, None] = {}
+        waiting = [output]
+        while waiting:
+            root = waiting.pop()
+            producer = self.graph.producer(root)
+            if root in stops or producer is None:
+                met[root] = None
+            elif producer.index not in operators:
+                operators[producer.index] = producer
+                waiting += self.graph.activations(producer).values()
+        return [operators[index] for index in sorted(operators)], list(met)
+
+
+class TwinWriter:
+    """Copies float operators behind those of a quantized model.
+
+    Attributes:
+        unpacked: The quantized model as objects, changed in place.
+        writer: Writes into it.
+        inputs: ``{input of the quantized model: the tensor that is fed}``, from which chains start.
+        prepended: Operators to be put before those of the model.
+        appended: Operators to be put behind them.
+    """
+
+    def __init__(self, quantized: Graph, dequantized: Source) -> None:
+        """Prepares a copy of the quantized model.
+
+        Args:
+            quantized: The model.
+            dequantized: It as a float model, whose constants a `Source` may ask for.
+        """
+        self._graph, self._dequantized = quantized, dequantized
+        self.unpacked = unpack(quantized.model)
+        self.unpacked.signatureDefs = []
+        self.writer = Writer(self.unpacked)
+        self.inputs: dict[int, int] = {}
+        self.prepended: list[Any] = []
+        self.appended: list[Any] = []
+        self._floats: dict[int, int] = {}
+        self._constants: dict[tuple[int, int], int] = {}
+        self._copies: dict[Any, list[int]] = {}
+        self._called: dict[tuple[str, int], int] = {}
+        self._chains: dict[tuple[str, int], int | None] = {}
+        self._roundings: dict[tuple[str, int], int] = {}
+
+    def open_input(self, index: int) -> None:
+        """Makes an input of integers float, with a QUANTIZE behind it, so that its rounding can be seen."""
+        tensor = self._graph.tensor(index)
+        schema, main = self.writer.schema, self.writer.main
+        fed = self.writer.add_tensor(tensor.name + "_float", main.tensors[tensor.index], schema.TensorType.FLOAT32)
+        self.prepended.append(self._quantize(fed, tensor.index, tensor.dtype))
+        self.inputs[index] = fed
+
+    def _quantize(self, source: int, target: int, dtype: np.dtype[Any]) -> Any:
+        schema = self.writer.schema
+        operator = schema.OperatorT()
+        operator.opcodeIndex = self.writer.add_code("QUANTIZE", 2 if dtype == np.int16 else 1)
+        operator.inputs, operator.outputs = np.array([source], np.int32), np.array([target], np.int32)
+        operator.builtinOptionsType = schema.BuiltinOptions.QuantizeOptions
+        operator.builtinOptions = schema.QuantizeOptionsT()
+        return operator
+
+    def as_float(self, index: int) -> int:
+        """Returns the dequantized form of a tensor of the quantized model."""
+        tensor = self._graph.tensor(index)
+        if not tensor.is_quantized:
+            return index
+        if index not in self._floats:
+            operator, target = self.writer.dequantize(index, tensor.name + "_verify", 2)
+            self.appended.append(operator)
+            self._floats[index] = target
+        return self._floats[index]
+
+    def _add_tensor(self, source: Source, index: int) -> int:
+        tensor = copy.copy(source.unpacked.subgraphs[source.graph.subgraph.index].tensors[index])
+        if source.graph.tensor(index).is_constant:
+            self.unpacked.buffers.append(source.unpacked.buffers[tensor.buffer])
+            tensor.buffer = len(self.unpacked.buffers) - 1
+        else:
+            tensor.buffer = 0
+        tensor.name = (tensor.name or b"") + b"_float"
+        self.writer.main.tensors.append(tensor)
+        return len(self.writer.main.tensors) - 1
+
+    def _constant(self, source: Source, index: int) -> int:
+        key = (id(source.unpacked), index)  # variants of one source share them
+        if key not in self._constants:
+            self._constants[key] = self._add_tensor(source, index)
+        return self._constants[key]
+
+    def _copy(self, source: Source, operator: Operator, inputs: list[int]) -> list[int]:
+        """Copies an operator of a float model; the same one on the same inputs only once."""
+        key = (source.name, operator.index, tuple(inputs))
+        if key in self._copies:
+            return self._copies[key]
+        outputs = [self._add_tensor(source, index) for index in operator.outputs]
+        table = copy.copy(source.unpacked.subgraphs[source.graph.subgraph.index].operators[operator.index])
+        code = source.unpacked.operatorCodes[table.opcodeIndex]
+        table.opcodeIndex = self.writer.add_code(operator.name, code.version, code.customCode)
+        table.inputs, table.outputs = np.array(inputs, dtype=np.int32), np.array(outputs, dtype=np.int32)
+        table.intermediates = []
+        called = [index for index in referenced_subgraphs(table) if (source.name, index) not in self._called]
+        for index, copied in copy_subgraphs(source.unpacked, self.unpacked, called).items() if called else ():
+            self._called[source.name, index] = copied
+        renumber_subgraphs(table, {index: copied for (name, index), copied in self._called.items() if name == source.name})
+        self.appended.append(table)
+        self._copies[key] = outputs
+        return outputs
+
+    def compute(self, source: Source, operators: Iterable[Operator], feeds: Mapping[int, int], output: int) -> int | None:
+        """Copies a region; returns the tensor that holds its output, None where an input is missing."""
+        known = {root: self._after(source, root, tensor) for root, tensor in feeds.items()}
+        for operator in operators:
+            if operator.name in SHARED_STATE:
+                return None
+            inputs = []
+            for position, index in enumerate(operator.inputs):
+                root = source.graph.root(index) if index >= 0 else index
+                if index < 0:
+                    inputs.append(index)
+                elif root in known:
+                    inputs.append(known[root])
+                elif (operator.index, position) in source.constants:
+                    inputs.append(self._constant(self._dequantized, source.constants[operator.index, position]))
+                elif source.graph.tensor(root).is_constant:
+                    inputs.append(self._constant(source, root))
+                elif source.graph.tensor(root).is_variable:
+                    inputs.append(self._add_tensor(source, root))
+                else:
+                    return None
+            if any(source.graph.tensor(index).is_variable for index in operator.inputs if index >= 0):
+                # Its own state each time: a copy on the same inputs is found by the constants and activations alone.
+                inputs = self._remembered_state(source, operator, inputs)
+            for index, copied in zip(operator.outputs, self._copy(source, operator, inputs), strict=True):
+                known[index] = self._after(source, index, copied)
+        return known.get(output)
+
+    def _after(self, source: Source, root: int, tensor: int) -> int:
+        """Returns a value as its readers get it: rounded, where the source wants it so."""
+        if root not in source.rounded:
+            return tensor
+        if (source.name, tensor) not in self._roundings:
+            self._roundings[source.name, tensor] = self._rounded(tensor, source.rounded[root])
+        return self._roundings[source.name, tensor]
+
+    def _remembered_state(self, source: Source, operator: Operator, inputs: list[int]) -> list[int]:
+        stateless = tuple(
+            -2 if index >= 0 and source.graph.tensor(index).is_variable else copied
+            for index, copied in zip(operator.inputs, inputs, strict=True)
+        )
+        return self._copies.setdefault((source.name, operator.index, "state", stateless), inputs)
+
+    def chain(self, source: Source, output: int) -> int | None:
+        """Returns the value as the float model alone computes it from the float inputs."""
+        key = (source.name, output)
+        if key not in self._chains:
+            feeds = {source.at[index]: tensor for index, tensor in self.inputs.items() if source.at.get(index) is not None}
+            operators, _ = source.region(output, feeds)
+            if output in feeds:
+                self._chains[key] = feeds[output]
+            else:
+                self._chains[key] = self.compute(source, operators, feeds, output)
+        return self._chains[key]
+
+    def _rounded(self, index: int, like: int) -> int:
+        """Returns the tensor behind a QUANTIZE and a DEQUANTIZE with the parameters of a tensor of the quantized model."""
+        main = self.writer.main
+        quantized = self._graph.tensor(like)
+        integers = self.writer.add_tensor(quantized.name + "_rounded", main.tensors[index], main.tensors[like].type)
+        main.tensors[integers].quantization = main.tensors[like].quantization
+        operator = self._quantize(index, integers, quantized.dtype)
+        back, target = self.writer.dequantize(integers, quantized.name + "_rounded_float", 2)
+        self.appended += [operator, back]
+        return target

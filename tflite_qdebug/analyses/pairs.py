@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from typing import Any
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tflite_qdebug import edit
+from tflite_qdebug.analyses.control_flow import bodies, body_dataset, counterparts
 from tflite_qdebug.analyses.layer_error import RealValued, run_debug_model
 from tflite_qdebug.collect import Backend, LayerMetrics
 from tflite_qdebug.conversion import load_float_model
-from tflite_qdebug.datasets import Sample, open_dataset
-from tflite_qdebug.errors import ModelError
+from tflite_qdebug.datasets import Dataset, Sample, open_dataset
+from tflite_qdebug.edit.subgraphs import select_subgraph
+from tflite_qdebug.errors import DatasetError, ModelError, OptionError, QDebugError, did_you_mean
 from tflite_qdebug.interpreter import Interpreter
 from tflite_qdebug.match import Graph, Match, match_models
 from tflite_qdebug.model import Model
 from tflite_qdebug.record import Run
 
-__all__ = ["confirmed_match", "load_quantized_model", "pair_error"]
+__all__ = ["Pair", "confirmed_match", "load_quantized_model", "open_pair", "pair_error", "pair_errors"]
 
 # From this cosine on, two tensors are taken for the same by their values alone.
 _SAME = 0.99
@@ -54,6 +56,7 @@ def pair_error(
     whole_model: bool = False,
     parts: bool = False,
     sequence: bool = False,
+    signature: str | None = None,
     limit: int | None = None,
     backend: Backend | None = None,
     metrics: LayerMetrics | None = None,
@@ -70,8 +73,10 @@ def pair_error(
         parts: Also split each layer's error into weights, output and input, and the model's into weights and activations; see
             `Run`.
         sequence: The samples are a sequence: variables keep their state from one to the next, instead of being reset.
+        signature: Measure this signature; None: the main subgraph. `pair_errors` measures all of them, and what is inside of
+            loops and branches.
         limit: Take the first so many samples.
-        backend: Which code runs the model; ``sequence`` needs one worker.
+        backend: Which code runs the model; ``sequence`` uses one worker.
         metrics: The user's own metrics.
         progress: As in `progress.track`.
 
@@ -80,28 +85,219 @@ def pair_error(
 
     Raises:
         ModelError: Where a model cannot be read, or the two are no pair.
+        OptionError: For a signature that a model lacks.
         QDebugError: One of its kinds, as `collect_layer_errors` tells.
     """
-    quantized = load_quantized_model(quantized_model)
-    floating = None if float_model is None else load_float_model(float_model)
+    pair = open_pair(float_model, quantized_model)
+    chosen = pair.select(signature)
     backend = backend or Backend()
+    dataset = _opened(chosen, debug_dataset, limit)
+    settings = _Settings(whole_model, parts, sequence, backend, metrics, progress)
+    run = _measured(chosen, dataset, settings)
+    run.notes += pair.left_out(chosen)
+    return run
+
+
+def pair_errors(
+    float_model: Any,
+    quantized_model: Any,
+    debug_dataset: Any,
+    *,
+    whole_model: bool = False,
+    parts: bool = False,
+    sequence: bool = False,
+    signature_datasets: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    backend: Backend | None = None,
+    metrics: LayerMetrics | None = None,
+    progress: bool | None = None,
+) -> dict[str, Run]:
+    """Measures every signature of a quantized model, and the operators inside of its loops, branches and composites.
+
+    Args:
+        float_model: As for `pair_error`.
+        quantized_model: As for `pair_error`.
+        debug_dataset: As for `pair_error`; of samples ``(signature, inputs)`` each signature takes its own. May be None where
+            ``signature_datasets`` has data for each signature that is to be measured.
+        whole_model: As for `pair_error`.
+        parts: As for `pair_error`.
+        sequence: As for `pair_error`.
+        signature_datasets: ``{signature: dataset}`` for signatures that take other samples.
+        limit: As for `pair_error`.
+        backend: As for `pair_error`.
+        metrics: As for `pair_error`.
+        progress: As for `pair_error`.
+
+    Returns:
+        The runs by name: the signature's key, or ``main`` in a model with one at most; ``<that>/while:5/body`` for what
+        operator 5 calls. What could not be measured stands in the notes of the run that it belongs to.
+
+    Raises:
+        QDebugError: As `pair_error`, where nothing at all could be measured.
+    """
+    pair = open_pair(float_model, quantized_model)
+    backend = backend or Backend()
+    settings = _Settings(whole_model, parts, sequence, backend, metrics, progress)
+    runs: dict[str, Run] = {}
+    failures: dict[str, QDebugError] = {}
+    given = dict(signature_datasets or {})
+    _check_signatures(pair, given)
+    keys: list[str | None] = [*pair.signatures] or [None]
+    for key in keys:
+        data = given.get(key or "", debug_dataset)
+        if data is None:
+            continue
+        try:
+            chosen = pair.select(key)
+            dataset = _opened(chosen, data, limit)
+            name = key or "main"
+            runs[name] = _measured(chosen, dataset, settings)
+            runs.update(_inside(chosen, name, runs[name], dataset, settings))
+        except (DatasetError, ModelError) as error:
+            if len(pair.signatures) < 2:
+                raise
+            failures[str(key)] = error
+    if not runs:
+        raise next(iter(failures.values()), OptionError("got no debug dataset, expected one"))
+    for key, failure in failures.items():
+        next(iter(runs.values())).notes.append(f"signature {key!r} is not measured: {failure}")
+    return runs
+
+
+class _Settings(NamedTuple):
+    """How to measure."""
+
+    whole_model: bool
+    parts: bool
+    sequence: bool
+    backend: Backend
+    metrics: LayerMetrics | None
+    progress: bool | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A quantized model and the float model that it came from, or None.
+
+    Attributes:
+        floating: The float model.
+        quantized: The quantized model.
+        origin: Where the float model came from.
+        signature: The signature that is the main subgraph of both; None where nothing was selected.
+    """
+
+    floating: Model | None
+    quantized: Model
+    origin: str
+    signature: str | None = None
+
+    @property
+    def signatures(self) -> list[str]:
+        """The signatures, where there are several."""
+        keys = [signature.key for signature in self.quantized.signatures]
+        return keys if len(keys) > 1 else []
+
+    def select(self, signature: str | None) -> Pair:
+        """Returns the pair with that signature as main subgraph.
+
+        Raises:
+            OptionError: Where a model has no such signature.
+        """
+        if signature is None:
+            return self
+        models = [_selected(model, signature) if model else None for model in (self.floating, self.quantized)]
+        assert models[1] is not None
+        return Pair(models[0], models[1], self.origin, signature)
+
+    def left_out(self, chosen: Pair) -> list[str]:
+        """Says what a run of the main subgraph alone does not show."""
+        notes = []
+        others = [key for key in self.signatures if key != (chosen.signature or self.quantized.signatures[0].key)]
+        if others:
+            notes.append(f"not measured: the signatures {', '.join(map(repr, others))}; pair_errors measures all")
+        inside = [body.path for body in bodies(chosen.quantized) if _has_quantized(chosen.quantized, body.subgraph)]
+        if inside:
+            notes.append(f"not measured: the operators inside of {', '.join(inside)}; pair_errors measures them")
+        return notes
+
+
+def open_pair(float_model: Any, quantized_model: Any) -> Pair:
+    """Reads both models, as `pair_error` takes them."""
+    quantized = load_quantized_model(quantized_model)
+    if float_model is None:
+        return Pair(None, quantized, "none")
+    floating = load_float_model(float_model)
+    return Pair(floating.model, quantized, floating.origin)
+
+
+def _selected(model: Model, signature: str) -> Model:
+    found = {candidate.key: candidate.subgraph for candidate in model.signatures}
+    if signature not in found:
+        known = ", ".join(map(repr, found)) or "none"
+        raise OptionError(f"got signature {signature!r}, expected one of the model's: {known}.{did_you_mean(signature, found)}")
+    return Model(select_subgraph(model, found[signature]))
+
+
+def _check_signatures(pair: Pair, given: Mapping[str, Any]) -> None:
+    known = pair.signatures or ["main", *(signature.key for signature in pair.quantized.signatures)]
+    for key in given:
+        if key not in known:
+            raise OptionError(f"got data for signature {key!r}, expected one of {', '.join(known)}.{did_you_mean(key, known)}")
+
+
+def _has_quantized(model: Model, subgraph: int) -> bool:
+    tensors = model.subgraphs[subgraph].tensors
+    return any(tensor.is_quantized or (tensor.is_constant and tensor.dtype == np.float16) for tensor in tensors)
+
+
+def _opened(pair: Pair, source: Any, limit: int | None) -> Dataset:
+    several = pair.signature is not None
+    return open_dataset(source, pair.quantized.input_specs(), "debug dataset", limit, pair.signature, skip_others=several)
+
+
+def _measured(pair: Pair, dataset: Dataset, settings: _Settings) -> Run:
+    """Matches, builds the debug model, and runs it."""
     match = None
-    dataset = open_dataset(debug_dataset, quantized.input_specs(), "debug dataset", limit)
-    if floating is not None:
-        match = match_models(floating.model, quantized)
-        samples = RealValued(dataset, [quantized.main.tensors[index].quantization for index in quantized.main.inputs])
-        match = confirmed_match(match, floating.model, quantized, samples.first(), backend)
-    debug_model = edit.debug_pair(floating.model if floating else None, quantized, whole_model, parts, match)
+    quantized = pair.quantized.main
+    samples = RealValued(dataset, [quantized.tensors[index].quantization for index in quantized.inputs])
+    if pair.floating is not None:
+        match = match_models(pair.floating, pair.quantized)
+        match = confirmed_match(match, pair.floating, pair.quantized, samples.first(), settings.backend)
+    debug_model = edit.debug_pair(pair.floating, pair.quantized, settings.whole_model, settings.parts, match)
     described = {
-        "model": floating.origin if floating else "none",
-        "quantized_model_sha256": hashlib.sha256(quantized.data).hexdigest(),
-        "sequence": sequence,
+        "model": pair.origin,
+        "quantized_model_sha256": pair.quantized.sha256,
+        "signature": pair.signature,
+        "sequence": settings.sequence,
     }
-    if sequence:
-        backend = backend._replace(workers=1)
-    return run_debug_model(
-        debug_model, dataset, backend, metrics, floating.data if floating else None, progress, described, not sequence
-    )
+    backend = settings.backend._replace(workers=1) if settings.sequence else settings.backend
+    floating = pair.floating.data if pair.floating else None
+    reset = not settings.sequence
+    return run_debug_model(debug_model, dataset, backend, settings.metrics, floating, settings.progress, described, reset)
+
+
+def _inside(pair: Pair, name: str, outer: Run, dataset: Dataset, settings: _Settings) -> Iterator[tuple[str, Run]]:
+    """Yields the runs of what is inside of loops, branches and composites; what cannot be measured is noted."""
+    theirs = counterparts(pair.quantized, pair.floating) if pair.floating else {}
+    for body in bodies(pair.quantized):
+        if not _has_quantized(pair.quantized, body.subgraph):
+            continue
+        path = name + body.path[len("main") :]
+        if body.refusal:
+            outer.notes.append(f"{path} is not measured: {body.refusal}")
+            continue
+        counterpart = theirs.get(body.path)
+        floating = Model(select_subgraph(pair.floating, counterpart.subgraph)) if pair.floating and counterpart else None
+        inner = Pair(floating, Model(select_subgraph(pair.quantized, body.subgraph)), pair.origin)
+        try:
+            received = body_dataset(pair.quantized, body.path, dataset, settings.backend)
+            run = _measured(inner, received, settings._replace(sequence=False))
+        except QDebugError as error:
+            outer.notes.append(f"{path} is not measured: {error}")
+            continue
+        if pair.floating and counterpart is None:
+            run.notes.append("the float model has no such body, so it is held against its own dequantized form")
+        yield path, run
 
 
 def confirmed_match(match: Match, float_model: Model, quantized_model: Model, sample: Sample, backend: Backend) -> Match:

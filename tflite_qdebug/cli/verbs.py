@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tflite_qdebug import example
+from tflite_qdebug import edit, example
 from tflite_qdebug.analyses.evaluation import Evaluation, evaluate
 from tflite_qdebug.analyses.layer_error import run_debug_model
 from tflite_qdebug.cli.options import backend_of, quantize_options
@@ -16,8 +16,9 @@ from tflite_qdebug.cli.output import Folder, Screen
 from tflite_qdebug.conversion import CALIBRATED_KINDS, KINDS, CalibratedModel, FloatModel, QuantizedModel, load_float_model
 from tflite_qdebug.datasets import open_dataset
 from tflite_qdebug.errors import OptionError, did_you_mean
+from tflite_qdebug.model import Model
 from tflite_qdebug.record import Run
-from tflite_qdebug.reports.tables import layer_table, number, write_csv
+from tflite_qdebug.reports.tables import layer_table, number, whole_table, write_csv
 from tflite_qdebug.statistics import ErrorStatistics
 
 #: What ``convert`` can make, besides the library's kinds.
@@ -150,13 +151,27 @@ def show_evaluation(screen: Screen, result: Evaluation) -> None:
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> None:
-    """Measures the error of each layer."""
+    """Measures the error of each layer, of a model that is quantized here or of one that was quantized elsewhere."""
+    # Before anything is computed: an empty run has the same columns.
+    Run("per_layer", [], ErrorStatistics(0)).worst(arguments.criterion)
+    if arguments.quantized is not None or arguments.float is not None:
+        from tflite_qdebug.cli.pairs import run_pair
+
+        run_pair(arguments, screen)
+    elif arguments.model is None:
+        raise OptionError("got no model, expected MODEL to be quantized here, or --quantized MODEL.tflite and its --float")
+    else:
+        _run_here(arguments, screen)
+
+
+def _run_here(arguments: argparse.Namespace, screen: Screen) -> None:
+    for option, value in (("--sequence", arguments.sequence), ("--signature-data", arguments.signature_data)):
+        if value:
+            raise OptionError(f"got {option} with a model to be quantized here, expected it with --quantized")
     kinds = arguments.kind or ["int8"]
     if len(kinds) > 1 or kinds[0] not in KINDS:
         known = ", ".join(KINDS[1:])
         raise OptionError(f"got --kind {', '.join(kinds)}, expected one of {known}.{did_you_mean(kinds[0], KINDS)}")
-    # Before anything is computed: an empty run has the same columns.
-    Run("per_layer", [], ErrorStatistics(0)).worst(arguments.criterion)
     folder = Folder(arguments.output)
     float_model = load(arguments)
     debug_data, notes = _debug_data(arguments)
@@ -164,7 +179,10 @@ def run(arguments: argparse.Namespace, screen: Screen) -> None:
     calibrated = calibrate(arguments, float_model)
     options = {name: value for name, value in quantize_options(arguments).items() if _applies(name, value, kinds[0])}
     quantized = calibrated.quantize(kinds[0], **options)
-    debug_model = calibrated.debug_model(kinds[0], whole_model=arguments.whole_model, **options)
+    if arguments.parts:
+        debug_model = edit.debug_pair(float_model.model, Model(quantized.data), arguments.whole_model, parts=True)
+    else:
+        debug_model = calibrated.debug_model(kinds[0], whole_model=arguments.whole_model, **options)
     for name, content in (
         ("float.tflite", float_model.data),
         ("calibrated.tflite", calibrated.data),
@@ -185,12 +203,12 @@ def run(arguments: argparse.Namespace, screen: Screen) -> None:
     except BaseException as error:
         partial = getattr(error, "partial_run", None)
         if partial is not None and folder.path is not None:
-            _write_run(folder, partial, "partial_")
+            write_run(folder, partial, "partial_")
             screen.say(f"{partial.statistics.samples} samples were measured; they are in {folder.path / 'partial_run.json'}")
         raise
     result.notes[:0] = notes
     positions = result.worst(arguments.criterion, arguments.count)
-    _write_run(folder, result)
+    write_run(folder, result)
     folder.write_repeat(
         arguments.words, provenance=result.provenance, float_nodes=[vars(node) for node in quantized.float_nodes]
     )
@@ -199,7 +217,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> None:
         screen.say(f"{node.op_name} {node.node} stays float: {node.reason}")
     if folder.path is not None:
         screen.say(f"results: {folder.path}/layers.csv, run.json, repeat.json and the models")
-    screen.result({"worst": positions, **result.to_dict(), "columns": _plain(result.columns())})
+    screen.result({"worst": positions, **result.to_dict(), "columns": plain(result.columns())})
 
 
 def _applies(name: str, value: Any, kind: str) -> bool:
@@ -207,7 +225,8 @@ def _applies(name: str, value: Any, kind: str) -> bool:
     return kind in CALIBRATED_KINDS or name in ("per_channel", "per_channel_dense") or value not in (None, (), True)
 
 
-def _plain(columns: Mapping[str, Any]) -> dict[str, Any]:
+def plain(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns columns as lists, for JSON."""
     return {name: values.tolist() for name, values in columns.items()}
 
 
@@ -222,7 +241,8 @@ def _debug_data(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
         return data(arguments, "representative"), [note]
 
 
-def _write_run(folder: Folder, result: Run, prefix: str = "") -> None:
+def write_run(folder: Folder, result: Run, prefix: str = "") -> None:
+    """Writes the saved run and the table of its layers."""
     if folder.path is not None:
         result.save(folder.path / f"{prefix}run.json")
         write_csv(result, folder.path / f"{prefix}layers.csv")
@@ -239,6 +259,8 @@ def show_run(screen: Screen, result: Run, positions: Sequence[int], criterion: s
     screen.notes(result.notes)
     screen.say(f"the {len(positions)} worst layers by {criterion} ({kind})")
     screen.table(*layer_table(result, positions))
+    if result.whole:
+        screen.table(*whole_table(result), title="the model's outputs, against the float model's")
     screen.say(
         f"RMSE/scale is the error in steps: {number(ROUNDING_FLOOR, 3)} is rounding alone, above 0.7 something else is at "
         "work. 'at ends' is the share of values at either end of the integer range; 'worst' is the worst sample."
@@ -257,5 +279,7 @@ def suspects(result: Run, positions: Sequence[int], threshold: float = 0.7, most
     return [
         result.layers[position].node
         for position in positions
-        if result.layers[position].scale is not None and not ratios[position] <= threshold
+        if result.layers[position].scale is not None
+        and result.layers[position].op_name != "QUANTIZE"  # the model's input: there is no operator to keep in float
+        and not ratios[position] <= threshold
     ][:most]

@@ -49,6 +49,7 @@ class Dataset:
         limit: How many samples are taken at most, or None.
         signature: The signature that samples have to be for, or None.
         labels: Whether a tuple is read as ``(inputs, label)``.
+        skip_others: Whether samples for another signature are passed over, instead of being an error.
         source: Where the samples come from.
     """
 
@@ -60,12 +61,14 @@ class Dataset:
         limit: Optional[int] = None,
         signature: Optional[str] = None,
         labels: bool = False,
+        skip_others: bool = False,
     ) -> None:
         self.role = role
         self.inputs = tuple(inputs)
         self.limit = limit
         self.signature = signature
         self.labels = labels
+        self.skip_others = skip_others
         self.source = source
         known = [count for count in (source.length, limit) if count is not None]
         self.length = min(known) if source.length is not None or _is_infinite(source) else None
@@ -88,10 +91,14 @@ class Dataset:
         for element, add_batch in self._elements():
             with _located(f"{self.role}, sample {count}: "):
                 values, label, signature = split_element(element, self.inputs, self.labels)
+                if self.skip_others and signature not in (None, self.signature):
+                    continue
                 self._check_signature(signature, seen)
                 arrays = check_inputs(values, self.inputs, add_batch, self.labels)
             yield Sample(count, arrays, label, signature or self.signature)
             count += 1
+        if not count:
+            raise DatasetError(f"{self.role}: {self.source.description} has no sample for the signature {self.signature!r}")
         self.length = count
 
     def _elements(self) -> Iterator[Tuple[Any, bool]]:
@@ -166,6 +173,7 @@ def open_dataset(
     limit: Optional[int] = None,
     signature: Optional[str] = None,
     labels: Optional[bool] = None,
+    skip_others: bool = False,
 ) -> Dataset:
     """Opens a representative, debug or evaluation dataset, from whatever there is.
 
@@ -195,6 +203,7 @@ def open_dataset(
         limit: Take the first ``limit`` samples.
         signature: The signature that is to be fed; samples for another are an error.
         labels: Whether tuples are ``(inputs, label)``. None: True for the role "evaluation dataset", else False.
+        skip_others: Pass over samples for another signature; the limit counts them all the same.
 
     Returns:
         The dataset. Nothing but array files and folder listings has been read so far.
@@ -218,7 +227,8 @@ def open_dataset(
             raise DatasetError(f"{found.description} yielded no samples")
         if _is_infinite(found) and limit is None:
             raise DatasetError("the samples never end (repeat()), give a limit")
-    return Dataset(found, inputs, role, limit, signature, role == "evaluation dataset" if labels is None else labels)
+    labels = role == "evaluation dataset" if labels is None else labels
+    return Dataset(found, inputs, role, limit, signature, labels, skip_others)
 
 
 def _as_source(source: Any) -> Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ from tflite_qdebug import tf_private
 from tflite_qdebug.edit.debug_model import BRIDGES
 from tflite_qdebug.edit.flatbuffer import drop_unused_buffers, drop_unused_codes, pack, unpack
 from tflite_qdebug.errors import ModelError
+from tflite_qdebug.match import Graph
 from tflite_qdebug.model import Model, Operator, Subgraph, Tensor
 
-__all__ = ["dequantize_model"]
+__all__ = ["dequantize_model", "implied_activations"]
 
 # Operators whose kernels give an integer bias the scale of input times weights: positions of input, weights and bias.
 _BIASED = {
@@ -25,21 +27,60 @@ _BIASED = {
 }
 # They read the integers as such, and would compute something else on real values.
 _LITERAL = ("CAST", "BITCAST", "BITWISE_XOR", "RIGHT_SHIFT")
+# They can have an activation function fused, and compute values that it would change.
+_ACTIVATED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "SUB", "MUL", "TRANSPOSE_CONV")
 EDGE_TPU_OPERATOR = "edgetpu-custom-op"
 
 
-def dequantize_model(model: Model) -> bytes:
+def implied_activations(model: Model) -> dict[int, int]:
+    """Returns the activation functions that the ranges of a model's outputs stand for.
+
+    Tools that train with quantization leave a fused RELU or RELU6 out where the range of the output does the same: integers
+    cannot go below 0 when the zero point is their least one, nor above 6 when that is the end of the range.
+
+    Args:
+        model: The quantized model.
+
+    Returns:
+        ``{operator index: ActivationFunctionType}`` of the main subgraph, for operators that have none fused.
+    """
+    functions = tf_private.schema().ActivationFunctionType
+    fused = Graph(model).activation_functions
+    found = {}
+    for operator in model.main.operators:
+        if operator.name not in _ACTIVATED or fused[operator.index]:
+            continue
+        tensor = model.main.tensors[operator.outputs[0]]
+        if not tensor.is_quantized or tensor.quantization is None or tensor.dtype == np.int16:
+            continue
+        limits, scale = np.iinfo(tensor.dtype), float(tensor.quantization.scale[0])
+        if int(tensor.quantization.zero_point[0]) == limits.min:
+            sixth = abs((limits.max - limits.min) * scale - 6.0) <= scale
+            found[operator.index] = functions.RELU6 if sixth else functions.RELU
+    return found
+
+
+def dequantize_model(model: Model, activations: Mapping[int, int] | None = None) -> bytes:
     """Returns the float model that a quantized model stands for, with every tensor at its place.
 
     Constants become their dequantized values (a bias with the scale that the kernels give it: input times weights), all other
     quantized tensors float32, and who read the output of a QUANTIZE or DEQUANTIZE reads its input instead. Nothing is rounded
-    and nothing clipped but what was so in the constants.
+    and nothing clipped but what was so in the constants, and what ``activations`` clip.
+
+    Args:
+        model: The quantized model.
+        activations: ``{operator index: ActivationFunctionType}`` to be fused into operators of the main subgraph; None: the
+            `implied_activations`.
 
     Raises:
         ModelError: For a model compiled for the Edge TPU, and for one whose operators read quantized integers as plain
             numbers.
     """
     unpacked = unpack(model)
+    for index, function in (implied_activations(model) if activations is None else activations).items():
+        table = unpacked.subgraphs[0].operators[index]
+        table.builtinOptions = copy.copy(table.builtinOptions)
+        table.builtinOptions.fusedActivationFunction = function
     for subgraph, table in zip(model.subgraphs, unpacked.subgraphs, strict=True):
         _Dequantizer(model, subgraph, unpacked, table).run()
     unpacked.signatureDefs = []

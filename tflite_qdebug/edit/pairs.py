@@ -13,7 +13,7 @@ import numpy as np
 
 from tflite_qdebug.datasets import InputSpec
 from tflite_qdebug.edit.debug_model import BRIDGES, NUMERIC_VERIFY, PARTS, DebugModel, tensors_of
-from tflite_qdebug.edit.dequantized import EDGE_TPU_OPERATOR, dequantize_model
+from tflite_qdebug.edit.dequantized import EDGE_TPU_OPERATOR, dequantize_model, implied_activations
 from tflite_qdebug.edit.flatbuffer import append_outputs, pack, unpack
 from tflite_qdebug.edit.twins import SHARED_STATE, Source, TwinWriter
 from tflite_qdebug.errors import ModelError
@@ -74,20 +74,31 @@ class _PairBuilder:
     ) -> None:
         self._graph, self._whole, self._wants_parts = Graph(quantized_model), whole_model, parts
         self._refuse_compiled()
-        own = Graph(Model(dequantize_model(quantized_model)))
-        everything = {root: root for root in [*own.subgraph.inputs, *own.subgraph.producers]}
-        self._dequantized = Source(DEQUANTIZED, own, unpack(own.model), everything)
-        self._match = match
-        if float_model is None:
-            self._reference = self._dequantized
-        else:
+        self._match = None
+        if float_model is not None:
             self._match = match or match_models(float_model, quantized_model)
             self._reference = Source(FLOAT_MODEL, Graph(float_model), unpack(float_model), self._match.values)
+        own = Graph(Model(dequantize_model(quantized_model, self._activations())))
+        everything = {root: root for root in [*own.subgraph.inputs, *own.subgraph.producers]}
+        self._dequantized = Source(DEQUANTIZED, own, unpack(own.model), everything)
+        if float_model is None:
+            self._reference = self._dequantized
         self._twins = TwinWriter(self._graph, self._dequantized)
         self._own_outputs = len(self._graph.subgraph.outputs)
         self._layers: list[Layer] = []
         self._parts: dict[str, list[Layer | None]] = {name: [] for name in PARTS}
         self._unverified: dict[str, list[str]] = {}
+
+    def _activations(self) -> dict[int, int]:
+        """Returns the activation functions that quantized operators lack: of their counterparts, else of their ranges."""
+        found = implied_activations(self._graph.model)
+        fused = self._graph.activation_functions
+        for pair in self._match.operators if self._match else ():
+            theirs = self._reference.graph.activation_functions[pair.float_operator]
+            if theirs and not fused[pair.quantized_operator]:
+                found[pair.quantized_operator] = theirs
+        self._implied = len(found)
+        return found
 
     def _refuse_compiled(self) -> None:
         if any(operator.name == EDGE_TPU_OPERATOR for operator in self._graph.subgraph.operators):
@@ -392,6 +403,11 @@ class _PairBuilder:
                 "measured without the float model, against the model's own dequantized weights: the error of the weights "
                 "themselves is invisible, and a broken weight looks like a sound one"
             )
+            if self._implied:
+                notes.append(
+                    f"{self._implied} operators have no activation function but a range that begins at 0, as models trained "
+                    "with quantization have for RELU and RELU6; their float twins have it"
+                )
         elif self._match is not None:
             notes += _match_notes(self._match, self._reference.graph, self._graph)
         for reason, names in self._unverified.items():
@@ -453,8 +469,8 @@ def _match_notes(match: Match, ours: Graph, theirs: Graph) -> list[str]:
     if differing:
         first = theirs.tensor(min(differing, key=lambda root: _rank(theirs, root)))
         notes.append(
-            f"on the first sample {len(differing)} of {len(match.agreement)} matched tensors disagree (cosine below {AGREES}); the "
-            f"first is {first.name!r}"
+            f"on the first sample {len(differing)} of {len(match.agreement)} matched tensors disagree (cosine below {AGREES}); "
+            f"the first is {first.name!r}"
         )
     return notes
 

@@ -9,10 +9,12 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from tflite_qdebug.files import write_atomically
 from tflite_qdebug.record import Run
 
-__all__ = ["layer_table", "print_table", "text_table", "write_csv"]
+__all__ = ["layer_table", "part_shares", "print_table", "text_table", "whole_table", "write_csv"]
 
 
 def write_csv(run: Run, path: str | os.PathLike[str]) -> None:
@@ -64,6 +66,8 @@ def layer_table(run: Run, positions: Sequence[int], name_width: int = 48) -> tup
     """Returns header and rows of the layers at ``positions``, as text."""
     columns = run.columns()
     header = ["#", "operator", "node", "RMSE/scale", "SQNR dB", "cosine", "bias", "max error", "scale", "at ends %", "worst"]
+    shares = part_shares(run)
+    header += [f"{name} %" for name in shares]
     rows = []
     for position in positions:
         ends = 100 * (columns["saturated_low"][position] + columns["saturated_high"][position])
@@ -80,8 +84,32 @@ def layer_table(run: Run, positions: Sequence[int], name_width: int = 48) -> tup
                 number(columns["scale"][position], 3),
                 number(ends, 2),
                 str(columns["worst_sample"][position]),
+                *(number(share[position], 3) for share in shares.values()),
             ]
         )
+    return header, rows
+
+
+def part_shares(run: Run) -> dict[str, np.ndarray]:
+    """Returns how much of each layer's squared error is of its weights, its output and its input, in %, where it was split.
+
+    Of the sum of the three parts' mean squares, as if they were independent.
+    """
+    parts = {name: np.nan_to_num(run.parts[name].rmse) ** 2 for name in ("weights", "output", "input") if name in run.parts}
+    total = sum(parts.values(), np.zeros(len(run.layers)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {name: 100.0 * part / total for name, part in parts.items()}
+
+
+def whole_table(run: Run) -> tuple[list[str], list[list[str]]]:
+    """Returns header and rows of the model's outputs: quantized, with weights alone quantized, with activations alone."""
+    header = ["output", "quantized", "SQNR dB", "cosine", "RMSE", "max error"]
+    words = {"quantized": "all of it", "weights": "weights alone", "activations": "activations alone"}
+    rows = []
+    for position, output in enumerate(run.outputs):
+        for name, statistics in run.whole.items():
+            values = (statistics.sqnr_db, statistics.cosine, statistics.rmse, statistics.max_abs_error)
+            rows.append([output, words[name], *(number(value[position], 4) for value in values)])
     return header, rows
 
 
@@ -123,7 +151,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str
 
 
 # Names may take several lines; of the other columns the first of these go where a window is too narrow.
-_WRAPPED = ("node", "model", "file")
+_WRAPPED = ("node", "model", "file", "output")
 _NARROWEST = 20
 _DISPENSABLE = (
     "worst",

@@ -150,9 +150,7 @@ def pair_errors(
         try:
             chosen = pair.select(key)
             dataset = _opened(chosen, data, limit)
-            name = key or "main"
-            runs[name] = _measured(chosen, dataset, settings)
-            runs.update(_inside(chosen, name, runs[name], dataset, settings))
+            runs.update(_all_measured(chosen, key or "main", dataset, settings))
         except (DatasetError, ModelError) as error:
             if len(pair.signatures) < 2:
                 raise
@@ -276,15 +274,31 @@ def _measured(pair: Pair, dataset: Dataset, settings: _Settings) -> Run:
     return run_debug_model(debug_model, dataset, backend, settings.metrics, floating, settings.progress, described, reset)
 
 
-def _inside(pair: Pair, name: str, outer: Run, dataset: Dataset, settings: _Settings) -> Iterator[tuple[str, Run]]:
-    """Yields the runs of what is inside of loops, branches and composites; what cannot be measured is noted."""
+def _all_measured(pair: Pair, name: str, dataset: Dataset, settings: _Settings) -> dict[str, Run]:
+    """Measures the main subgraph, and what is inside of its loops, branches and composites."""
+    runs: dict[str, Run] = {}
+    notes: list[str] = []
+    inside = any(_has_quantized(pair.quantized, body.subgraph) for body in bodies(pair.quantized))
+    if _has_quantized(pair.quantized, 0) or not inside:
+        runs[name] = _measured(pair, dataset, settings)
+    else:
+        notes.append(f"{name} itself is float throughout; only what it calls is quantized")
+    runs.update(_inside(pair, name, notes, dataset, settings))
+    if not runs:
+        raise ModelError("; ".join(notes))
+    next(iter(runs.values())).notes += notes
+    return runs
+
+
+def _inside(pair: Pair, name: str, notes: list[str], dataset: Dataset, settings: _Settings) -> Iterator[tuple[str, Run]]:
+    """Yields the runs of what is inside; what cannot be measured is noted."""
     theirs = counterparts(pair.quantized, pair.floating) if pair.floating else {}
     for body in bodies(pair.quantized):
         if not _has_quantized(pair.quantized, body.subgraph):
             continue
         path = name + body.path[len("main") :]
         if body.refusal:
-            outer.notes.append(f"{path} is not measured: {body.refusal}")
+            notes.append(f"{path} is not measured: {body.refusal}")
             continue
         counterpart = theirs.get(body.path)
         floating = Model(select_subgraph(pair.floating, counterpart.subgraph)) if pair.floating and counterpart else None
@@ -293,7 +307,7 @@ def _inside(pair: Pair, name: str, outer: Run, dataset: Dataset, settings: _Sett
             received = body_dataset(pair.quantized, body.path, dataset, settings.backend)
             run = _measured(inner, received, settings._replace(sequence=False))
         except QDebugError as error:
-            outer.notes.append(f"{path} is not measured: {error}")
+            notes.append(f"{path} is not measured: {error}")
             continue
         if pair.floating and counterpart is None:
             run.notes.append("the float model has no such body, so it is held against its own dequantized form")

@@ -28,9 +28,16 @@ def test_there_is_something_to_run() -> None:
     assert len(PYTHON_BLOCKS) >= 2
 
 
-def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.chdir(tmp_path)
-    commands = [line for block in SHELL_BLOCKS[1:] for line in block.splitlines() if line.startswith("tflite-qdebug")]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all, as for a reader who goes through the page: what a block writes a later one may read."""
+    return tmp_path_factory.mktemp("readme")
+
+
+def test_commands_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(folder)
+    lines = [line for block in SHELL_BLOCKS[1:] for line in block.replace("\\\n", " ").splitlines()]
+    commands = [line for line in lines if line.startswith("tflite-qdebug")]
     assert commands
     for command in commands:
         assert main([*shlex.split(command)[1:], "--no-progress"]) == 0, command
@@ -38,7 +45,7 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 @pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=range(len(PYTHON_BLOCKS)))
-def test_python_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_python_runs(block: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(folder)
     exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
     assert capsys.readouterr().out

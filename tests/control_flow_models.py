@@ -10,6 +10,7 @@ import tempfile
 from typing import Any
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from tflite_qdebug import tf_private
@@ -167,6 +168,12 @@ def recurrent(name: str) -> bytes:
     return load_float_model(model).data
 
 
+def require_composites() -> None:
+    """Skips the test where this TensorFlow is too old for composite operators."""
+    if not hasattr(tf_private.schema(), "StableHLOCompositeOptionsT"):
+        pytest.skip("this TensorFlow knows no STABLEHLO_COMPOSITE")
+
+
 @functools.cache
 def composite() -> bytes:
     """STABLEHLO_COMPOSITE: between two dense layers, an operator that a runtime replaces by a third dense layer and TANH."""
@@ -181,6 +188,7 @@ def composite() -> bytes:
 
     from flatbuffers import flexbuffers
 
+    require_composites()
     schema = tf_private.schema()
     outer, inner = unpack(Model(_converted(around, "float"))), unpack(Model(_converted(within, "float")))
     options = schema.StableHLOCompositeOptionsT()

@@ -19,7 +19,7 @@ from tflite_qdebug.datasets.sources import Source
 from tflite_qdebug.edit.flatbuffer import unpack
 from tflite_qdebug.edit.subgraphs import reachable_subgraphs, referenced_subgraphs, select_prefix, select_subgraph
 from tflite_qdebug.errors import DatasetError, InterpreterError, ModelError, OptionError, did_you_mean
-from tflite_qdebug.model import Model
+from tflite_qdebug.model import Model, refuses_broken_models
 
 __all__ = ["MAX_ITERATIONS", "Body", "bodies", "body_dataset", "body_samples", "counterparts"]
 
@@ -65,6 +65,7 @@ class Body:
     refusal: str | None = None
 
 
+@refuses_broken_models
 def bodies(model: Model) -> list[Body]:
     """Returns every subgraph that the main one calls, directly or not, in execution order, the outer before the inner.
 
@@ -104,6 +105,7 @@ def bodies(model: Model) -> list[Body]:
     return found
 
 
+@refuses_broken_models
 def counterparts(model: Model, other: Model) -> dict[str, Body]:
     """Returns for each body of a model, by path, the one of another model, such as the float one that it was made from.
 
@@ -134,19 +136,22 @@ def body_samples(
     dataset: Iterable[Sample],
     backend: Backend | None = None,
     max_iterations: int = MAX_ITERATIONS,
+    sequence: bool = False,
 ) -> Iterator[Sample]:
     """Yields what a body receives while the model runs over a dataset, one sample for each of its runs.
 
     Only the way to this body is run: the main subgraph up to the operator that calls it, and so on inwards; of a loop,
-    its condition and its body. Each body of a model costs such a pass of its own. Nothing is held but the present sample,
-    and an endless loop is met before an interpreter runs into it if the bodies are taken in the order of `bodies`.
+    its condition and its body. Each body of a model costs such a pass of its own. Nothing is held but the present sample.
+    The loops on the way are watched for their end; others, before the way or off it, are run by the interpreter, which waits
+    for ever for one that does not end.
 
     Args:
         model: The (quantized) model.
         path: Of one of its `bodies`.
-        dataset: Samples for the main subgraph. Variables are set back before each.
+        dataset: Samples for the main subgraph.
         backend: Which code runs the model; one interpreter for each subgraph on the way.
         max_iterations: How often a loop's body may run on one sample.
+        sequence: The samples are a sequence: recurrent layers keep their state from one to the next, instead of being reset.
 
     Yields:
         Samples whose ``inputs`` are those of the body's subgraph. ``index`` counts from 0, and ``label`` says where they
@@ -171,7 +176,7 @@ def body_samples(
 
     received: Iterator[_Received] = entered()
     for body in chain:
-        received = _follow(model, body, received, backend or Backend(), max_iterations)
+        received = _follow(model, body, received, backend or Backend(), max_iterations, sequence)
     count = 0
     for inputs, origin in received:
         yield Sample(count, inputs, origin)
@@ -189,6 +194,7 @@ def body_dataset(
     dataset: Dataset,
     backend: Backend | None = None,
     max_iterations: int = MAX_ITERATIONS,
+    sequence: bool = False,
 ) -> Dataset:
     """Returns `body_samples` as a dataset for the model of the body alone, ``select_subgraph(model, body.subgraph)``.
 
@@ -199,7 +205,7 @@ def body_dataset(
         ModelError: Where this body cannot be measured, with the reason.
     """
     body = _chain(model, path)[-1]
-    source = _BodySource(model, path, dataset, backend, max_iterations)
+    source = _BodySource(model, path, dataset, backend, max_iterations, sequence)
     inputs = Model(select_subgraph(model, body.subgraph)).input_specs()
     return Dataset(source, inputs, f"{dataset.role} in {path}")
 
@@ -207,8 +213,10 @@ def body_dataset(
 class _BodySource(Source):
     """The samples of a body."""
 
-    def __init__(self, model: Model, path: str, dataset: Dataset, backend: Backend | None, max_iterations: int) -> None:
-        self._arguments = (model, path, dataset, backend, max_iterations)
+    def __init__(
+        self, model: Model, path: str, dataset: Dataset, backend: Backend | None, max_iterations: int, sequence: bool
+    ) -> None:
+        self._arguments = (model, path, dataset, backend, max_iterations, sequence)
         self.description = f"what {path} receives on {dataset.description}"
 
     def read(self, inputs: Sequence[Any]) -> Iterator[Sample]:
@@ -257,10 +265,10 @@ def _assigns_variables(model: Model, unpacked: Any) -> str | None:
 
 
 def _follow(
-    model: Model, body: Body, entered: Iterator[_Received], backend: Backend, max_iterations: int
+    model: Model, body: Body, entered: Iterator[_Received], backend: Backend, max_iterations: int, sequence: bool
 ) -> Iterator[_Received]:
     """Turns what the calling subgraph receives into what the body receives."""
-    caller = _Caller(model, body, backend)
+    caller = _Caller(model, body, backend, sequence)
     loop = _Loop(model, body, backend, max_iterations) if body.op_name == "WHILE" else None
     for inputs, origin in entered:
         values = caller.values(inputs)
@@ -275,7 +283,7 @@ def _follow(
 class _Caller:
     """Runs the calling subgraph up to the calling operator."""
 
-    def __init__(self, model: Model, body: Body, backend: Backend) -> None:
+    def __init__(self, model: Model, body: Body, backend: Backend, sequence: bool) -> None:
         self._model, self._subgraph = model, model.subgraphs[body.parent]
         self._wanted = self._subgraph.operators[body.operator].inputs
         if min(self._wanted, default=0) < 0:
@@ -285,12 +293,12 @@ class _Caller:
         self._interpreter = None
         if self._computed:
             self._interpreter = backend.open(select_prefix(model, body.parent, body.operator))
-        self._stateful = any(tensor.is_variable for tensor in self._subgraph.tensors)
+        self._resets = not sequence and any(tensor.is_variable for tensor in self._subgraph.tensors)
 
     def values(self, inputs: _Values) -> _Values:
         """Returns what the operator reads where the subgraph receives ``inputs``."""
         if self._interpreter is not None:
-            if self._stateful:
+            if self._resets:
                 self._interpreter.reset_variables()
             self._interpreter.invoke(inputs)
         return [self._value(index, inputs) for index in self._wanted]

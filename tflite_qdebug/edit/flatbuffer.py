@@ -14,16 +14,32 @@ from tflite_qdebug.model import Model
 __all__ = ["Writer", "append_outputs", "drop_unused_buffers", "drop_unused_codes", "expose", "pack",
            "replace_input", "require_single_subgraph", "unpack", "with_ranges", "with_renamed"]  # fmt: skip
 
+# Pairs of operators, by position, that must keep their order. Edits move operators, and a runtime trusts the positions; without
+# them it keeps operators with side effects in their order.
+_OPERATOR_ORDER = b"model_control_dependencies"
+
 
 def unpack(model: Model) -> Any:
     """Returns the model as objects of the schema, which can be changed."""
     schema = tf_private.schema()
-    unpacked = schema.ModelT.InitFromPackedBuf(model.data, 0)
+    try:
+        unpacked = schema.ModelT.InitFromPackedBuf(model.data, 0)
+    except Exception as error:  # whatever a broken file leads to in parts that a view of it does not read
+        raise ModelError(f"the model is broken: its structure cannot be read ({error})") from error
+    unpacked.buffers, unpacked.operatorCodes = unpacked.buffers or [], unpacked.operatorCodes or []
+    for subgraph in unpacked.subgraphs:
+        # A list that is absent is as good as one of nothing.
+        subgraph.operators, subgraph.tensors = subgraph.operators or [], subgraph.tensors or []
+        for lists in (subgraph, *subgraph.operators):
+            lists.inputs = np.zeros(0, np.int32) if lists.inputs is None else lists.inputs
+            lists.outputs = np.zeros(0, np.int32) if lists.outputs is None else lists.outputs
     for buffer in unpacked.buffers:
         # Data outside of the flatbuffer would be lost when it is written again.
         if buffer.data is None and getattr(buffer, "size", None):
             buffer.data = np.frombuffer(model.data, np.uint8, buffer.size, buffer.offset)
             buffer.offset = buffer.size = 0
+    if unpacked.metadata is not None:
+        unpacked.metadata = [metadata for metadata in unpacked.metadata if metadata.name != _OPERATOR_ORDER]
     return unpacked
 
 
@@ -45,9 +61,9 @@ def require_single_subgraph(model: Model, what: str) -> None:
     if len(model.subgraphs) > 1:
         names = ", ".join(repr(subgraph.name or subgraph.index) for subgraph in model.subgraphs)
         raise ModelError(
-            f"got a model with {len(model.subgraphs)} subgraphs ({names}), expected one: {what} does not yet follow other "
-            "signatures or the bodies of while and if, and leaving them out would report a part as the whole; convert "
-            "one signature at a time"
+            f"got a model with {len(model.subgraphs)} subgraphs ({names}), expected one: {what} does not follow other "
+            "signatures or the bodies of while and if, and leaving them out would report a part as the whole; use "
+            "pair_errors, or tflite-qdebug run, which measure each"
         )
 
 
@@ -88,12 +104,12 @@ def with_renamed(model: Model, rename: Callable[[int, str], str]) -> bytes:
 
 
 class Writer:
-    """Adds tensors, constants and operators to the main subgraph of an unpacked model."""
+    """Adds tensors, constants and operators to one subgraph of an unpacked model, by default the main one."""
 
-    def __init__(self, unpacked: Any) -> None:
+    def __init__(self, unpacked: Any, subgraph: int = 0) -> None:
         self.schema = tf_private.schema()
         self.unpacked = unpacked
-        self.main = unpacked.subgraphs[0]
+        self.main = unpacked.subgraphs[subgraph]
         self.builtin = {name: code for code, name in tf_private.builtin_operator_names().items()}
 
     def add_tensor(self, name: str, like: Any, tensor_type: int) -> int:

@@ -10,12 +10,13 @@ import numpy as np
 from tflite_qdebug.edit.debug_model import ADDED, BRIDGES, NUMERIC_VERIFY, DebugModel, tensors_of
 from tflite_qdebug.edit.flatbuffer import append_outputs, pack, require_single_subgraph, unpack
 from tflite_qdebug.errors import ModelError
-from tflite_qdebug.model import Model, Operator, Tensor
+from tflite_qdebug.model import Model, Operator, Tensor, refuses_broken_models
 from tflite_qdebug.record import Layer
 
 __all__ = ["strip_numeric_verify"]
 
 
+@refuses_broken_models
 def strip_numeric_verify(model: Model, original: Model | None = None, whole_model: bool | None = None) -> DebugModel:
     """Turns TensorFlow's debug model into one without its slow NumericVerify operators.
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from tflite_qdebug import tf_private
-from tflite_qdebug.edit.flatbuffer import drop_unused_buffers, drop_unused_codes, pack, unpack
+from tflite_qdebug.edit.flatbuffer import Writer, drop_unused_buffers, drop_unused_codes, pack, unpack
 from tflite_qdebug.errors import ModelError
-from tflite_qdebug.model import Model
+from tflite_qdebug.model import Model, Tensor, refuses_broken_models
 
-__all__ = ["copy_subgraphs", "reachable_subgraphs", "referenced_subgraphs", "renumber_subgraphs", "select_prefix",
-           "select_subgraph"]  # fmt: skip
+__all__ = ["copy_passed_inputs", "copy_subgraphs", "reachable_subgraphs", "referenced_subgraphs", "renumber_subgraphs",
+           "select_prefix", "select_subgraph", "with_ranges_of"]  # fmt: skip
 
 # Options of the schema -> their fields that are indices of subgraphs; one that a schema lacks is never met.
 _FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -32,10 +31,6 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
     "StablehloScatterOptionsT": ("updateComputationSubgraphIndex",),
     "StablehloCaseOptionsT": ("branchSubgraphIndices",),
 }
-# Which operators of a subgraph must not change places, by their positions: a list for each subgraph.
-_CONTROL_EDGES = b"model_control_dependencies"
-_CONTROL_EDGES_VERSION = 1
-_Edges = list[list[tuple[int, int]]]
 
 
 def referenced_subgraphs(operator_table: Any) -> tuple[int, ...]:
@@ -116,7 +111,6 @@ def copy_subgraphs(source_unpacked: Any, target_unpacked: Any, indices: Iterable
         ModelError: Where the source has no such subgraph.
     """
     wanted = reachable_subgraphs(source_unpacked, indices)
-    edges, source_edges = _read_edges(target_unpacked), _read_edges(source_unpacked)
     first = len(target_unpacked.subgraphs)
     mapping = {index: first + position for position, index in enumerate(wanted)}
     buffers: dict[int, int] = {}
@@ -131,12 +125,10 @@ def copy_subgraphs(source_unpacked: Any, target_unpacked: Any, indices: Iterable
             table.opcodeIndex = _copy_code(source_unpacked, target_unpacked, table.opcodeIndex)
             renumber_subgraphs(table, mapping)
         target_unpacked.subgraphs.append(subgraph)
-    if edges or source_edges:
-        edges = (edges or [[] for _ in range(first)]) + [source_edges[index] if source_edges else [] for index in wanted]
-    _write_edges(target_unpacked, edges)
     return mapping
 
 
+@refuses_broken_models
 def select_subgraph(model: Model, index: int) -> bytes:
     """Returns the model with another of its subgraphs as the main one, which runs when the model is invoked.
 
@@ -152,6 +144,7 @@ def select_subgraph(model: Model, index: int) -> bytes:
     return pack(unpacked)
 
 
+@refuses_broken_models
 def select_prefix(model: Model, index: int, operator: int) -> bytes:
     """Returns one subgraph as the main one, cut off before one of its operators, whose inputs are the outputs.
 
@@ -162,18 +155,63 @@ def select_prefix(model: Model, index: int, operator: int) -> bytes:
     """
     unpacked = unpack(model)
     reachable_subgraphs(unpacked, [index])
-    subgraph, edges = unpacked.subgraphs[index], _read_edges(unpacked)
-    if not 0 <= operator < len(subgraph.operators):
-        raise ModelError(f"got operator {operator}, expected one of the {len(subgraph.operators)} of subgraph {index}")
-    wanted = [int(tensor) for tensor in subgraph.operators[operator].inputs]
-    subgraph.operators = subgraph.operators[:operator]
-    computed = {int(tensor) for table in subgraph.operators for tensor in table.outputs}
-    subgraph.outputs = np.array([tensor for tensor in dict.fromkeys(wanted) if tensor in computed], dtype=np.int32)
+    operators = model.subgraphs[index].operators
+    if not 0 <= operator < len(operators):
+        raise ModelError(f"got operator {operator}, expected one of the {len(operators)} of subgraph {index}")
+    computed = {output for before in operators[:operator] for output in before.outputs}
+    wanted = [tensor for tensor in dict.fromkeys(operators[operator].inputs) if tensor in computed]
+    subgraph = unpacked.subgraphs[index]
+    subgraph.operators, subgraph.outputs = subgraph.operators[:operator], np.array(wanted, dtype=np.int32)
     unpacked.signatureDefs = []
-    if edges:
-        edges[index] = [pair for pair in edges[index] if max(pair) < operator]
-        _write_edges(unpacked, edges)
     _make_main(unpacked, index)
+    return pack(unpacked)
+
+
+@refuses_broken_models
+def copy_passed_inputs(model: Model) -> bytes:
+    """Returns the model in which no body of a loop hands a float input on as an output: it hands on a copy of it.
+
+    TensorFlow's calibrator (seen in 2.16 and 2.21) ends the process where one does, as the loops of recurrent layers do with
+    the sequence that they read. The copy is MAXIMUM of the input and itself, behind the body's operators, so that everything
+    else keeps its index. A model without such a loop comes back as it is.
+    """
+    unpacked = unpack(model)
+    tables = [table for subgraph in unpacked.subgraphs for table in subgraph.operators or []]
+    loops = [getattr(table.builtinOptions, "bodySubgraphIndex", None) for table in tables]
+    changed = False
+    for index in sorted({index for index in loops if index is not None}):
+        writer, subgraph = Writer(unpacked, index), model.subgraphs[index]
+        for position, output in enumerate(subgraph.outputs):
+            if output in subgraph.inputs and subgraph.tensors[output].is_float:
+                _hand_on_a_copy(writer, position, subgraph.tensors[output])
+                changed = True
+    return pack(unpacked) if changed else model.data
+
+
+def _hand_on_a_copy(writer: Writer, position: int, tensor: Tensor) -> None:
+    schema, subgraph = writer.schema, writer.main
+    target = writer.add_tensor(tensor.name + "_copy", subgraph.tensors[tensor.index], schema.TensorType.FLOAT32)
+    operator = schema.OperatorT()
+    operator.opcodeIndex = writer.add_code("MAXIMUM", 1)
+    operator.inputs, operator.outputs = np.array([tensor.index] * 2, np.int32), np.array([target], np.int32)
+    operator.builtinOptionsType = schema.BuiltinOptions.MaximumMinimumOptions
+    operator.builtinOptions = schema.MaximumMinimumOptionsT()
+    subgraph.operators.append(operator)
+    outputs = np.array(subgraph.outputs, dtype=np.int32)
+    outputs[position] = target
+    subgraph.outputs = outputs
+
+
+@refuses_broken_models
+def with_ranges_of(model: Model, calibrated: Model) -> bytes:
+    """Returns the model with the calibrated ranges of another one, whose first tensors are the same, in all subgraphs."""
+    schema, unpacked = tf_private.schema(), unpack(model)
+    for subgraph, ranged in zip(unpacked.subgraphs, calibrated.subgraphs, strict=True):
+        for table, tensor in zip(subgraph.tensors or [], ranged.tensors, strict=False):
+            if tensor.minimum is not None and tensor.maximum is not None:
+                parameters = table.quantization or schema.QuantizationParametersT()
+                parameters.min, parameters.max = [np.float32(tensor.minimum)], [np.float32(tensor.maximum)]
+                table.quantization = parameters
     return pack(unpacked)
 
 
@@ -181,7 +219,6 @@ def _make_main(unpacked: Any, index: int) -> None:
     others = [reached for reached in reachable_subgraphs(unpacked, [index]) if reached != index]
     order = [index, *others]
     mapping = {old: new for new, old in enumerate(order)}
-    edges = _read_edges(unpacked)
     unpacked.subgraphs = [unpacked.subgraphs[old] for old in order]
     for subgraph in unpacked.subgraphs:
         for table in subgraph.operators or []:
@@ -189,7 +226,6 @@ def _make_main(unpacked: Any, index: int) -> None:
     unpacked.signatureDefs = [entry for entry in unpacked.signatureDefs or [] if entry.subgraphIndex == index]
     for entry in unpacked.signatureDefs:
         entry.subgraphIndex = 0
-    _write_edges(unpacked, [edges[old] for old in order] if edges else [])
     drop_unused_buffers(unpacked)
     drop_unused_codes(unpacked)
 
@@ -222,74 +258,3 @@ def _copy_code(source: Any, target: Any, index: int) -> int:
             return position
     target.operatorCodes.append(copy.copy(wanted))
     return len(target.operatorCodes) - 1
-
-
-def _read_edges(unpacked: Any) -> _Edges:
-    """Returns which operators must keep their order, for each subgraph; empty where the model does not say, or is broken.
-
-    A runtime indexes this list by subgraph without a look at its length, so it has to follow every change of subgraphs.
-    The format is TensorFlow's (``lite/experimental/remat/metadata_util.cc``): unsigned varints, signed ones in zigzag.
-    """
-    entry = _edges_entry(unpacked)
-    if entry is None:
-        return []
-    data = unpacked.buffers[entry.buffer].data
-    numbers = _varints(bytes(bytearray(data if data is not None else b"")))
-    edges: _Edges = []
-    with contextlib.suppress(StopIteration):
-        if next(numbers) == _CONTROL_EDGES_VERSION and next(numbers) == len(unpacked.subgraphs):
-            for _ in unpacked.subgraphs:
-                edges.append([(_from_zigzag(next(numbers)), _from_zigzag(next(numbers))) for _ in range(next(numbers))])
-    return edges if len(edges) == len(unpacked.subgraphs) else []
-
-
-def _edges_entry(unpacked: Any) -> Any:
-    return next((metadata for metadata in unpacked.metadata or [] if metadata.name == _CONTROL_EDGES), None)
-
-
-def _write_edges(unpacked: Any, edges: _Edges) -> None:
-    """Says which operators must keep their order, for each subgraph; without edges, that nothing is known."""
-    entry = _edges_entry(unpacked)
-    if not edges:
-        unpacked.metadata = [metadata for metadata in unpacked.metadata or [] if metadata is not entry]
-        return
-    numbers = [_CONTROL_EDGES_VERSION, len(edges)]
-    for pairs in edges:
-        numbers += [len(pairs), *(_zigzag(position) for pair in pairs for position in pair)]
-    schema = tf_private.schema()
-    buffer = schema.BufferT()
-    buffer.data = np.frombuffer(b"".join(_varint(number) for number in numbers), np.uint8)
-    unpacked.buffers.append(buffer)
-    if entry is None:
-        entry = schema.MetadataT()
-        entry.name = _CONTROL_EDGES
-        unpacked.metadata = [*(unpacked.metadata or []), entry]
-    entry.buffer = len(unpacked.buffers) - 1
-
-
-def _varints(data: bytes) -> Iterator[int]:
-    value, shift = 0, 0
-    for byte in data:
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            yield value
-            value, shift = 0, 0
-        elif shift > 35:
-            return
-
-
-def _varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number >= 0x80:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*encoded, number])
-
-
-def _zigzag(number: int) -> int:
-    return -2 * number - 1 if number < 0 else 2 * number
-
-
-def _from_zigzag(number: int) -> int:
-    return -(number // 2) - 1 if number % 2 else number // 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,10 +14,9 @@ from tflite_qdebug.edit.flatbuffer import (
     drop_unused_codes,
     pack,
     replace_input,
-    require_single_subgraph,
     unpack,
 )
-from tflite_qdebug.model import Model, Operator
+from tflite_qdebug.model import Model, Operator, Subgraph, Tensor, refuses_broken_models
 
 __all__ = ["cast_weights_to_float16", "fold_float16", "quantize_weights"]
 
@@ -57,136 +57,161 @@ _HYBRID = {
 }
 
 
+@refuses_broken_models
 def cast_weights_to_float16(model: Model) -> bytes:
     """Returns the model with its float constants stored as float16, each behind a DEQUANTIZE, as TensorFlow does.
 
-    Values beyond float16's range (65504) are clipped to it, as TensorFlow does.
+    That is done in all subgraphs: signatures, bodies of control flow, values of variables. Values beyond float16's range
+    (65504) are clipped to it, as TensorFlow does.
     """
-    require_single_subgraph(model, "float16")
     unpacked = unpack(model)
-    writer = Writer(unpacked)
-    read = {index for operator in model.main.operators for index in operator.inputs}
-    inserted, replaced = [], {}
-    for tensor in model.main.tensors:
-        if not (tensor.is_constant and tensor.is_float and tensor.index in read):
-            continue
-        values = np.clip(model.constant(tensor), -_FLOAT16_MAXIMUM, _FLOAT16_MAXIMUM).astype(np.float16)
-        table = writer.main.tensors[tensor.index]
-        table.type, table.buffer = writer.schema.TensorType.FLOAT16, writer.add_values(values)
-        operator, target = writer.dequantize(tensor.index, tensor.name + "_dequantize", 3)
-        inserted.append(operator)
-        replaced[tensor.index] = target
-    for operator in writer.main.operators:
-        operator.inputs = np.array([replaced.get(int(index), int(index)) for index in operator.inputs], dtype=np.int32)
-    writer.main.operators = inserted + writer.main.operators
+    halves: dict[int, int] = {}
+    for subgraph in model.subgraphs:
+        writer = Writer(unpacked, subgraph.index)
+        read = {index for operator in subgraph.operators for index in operator.inputs}
+        inserted, replaced = [], {}
+        for tensor in subgraph.tensors:
+            if not (tensor.is_constant and tensor.is_float and tensor.index in read):
+                continue
+            if tensor.buffer not in halves:
+                values = np.clip(model.constant(tensor), -_FLOAT16_MAXIMUM, _FLOAT16_MAXIMUM)
+                halves[tensor.buffer] = writer.add_values(values.astype(np.float16))
+            table = writer.main.tensors[tensor.index]
+            table.type, table.buffer = writer.schema.TensorType.FLOAT16, halves[tensor.buffer]
+            operator, target = writer.dequantize(tensor.index, tensor.name + "_dequantize", 3)
+            inserted.append(operator)
+            replaced[tensor.index] = target
+        for operator in writer.main.operators:
+            operator.inputs = np.array([replaced.get(int(index), int(index)) for index in operator.inputs], dtype=np.int32)
+        writer.main.operators = inserted + writer.main.operators
     drop_unused_buffers(unpacked)
     return pack(unpacked)
 
 
+@refuses_broken_models
 def fold_float16(model: Model) -> bytes:
-    """Returns the model with its float16 constants as float32, and without the DEQUANTIZE behind each.
+    """Returns the model with its float16 constants as float32, and without the DEQUANTIZE behind each, in all subgraphs.
 
     Every float16 is a float32 as well, so the outputs stay the same. TensorFlow's quantizers refuse the float16 form, or
     die of it.
     """
     unpacked = unpack(model)
-    writer = Writer(unpacked)
-    main = model.main
-    halves = {
-        operator.outputs[0]: operator
-        for operator in main.operators
-        if operator.name == "DEQUANTIZE"
-        and main.tensors[operator.inputs[0]].is_constant
-        and main.tensors[operator.inputs[0]].dtype == np.float16
-    }
-    for target, operator in halves.items():
-        values = model.constant(main.tensors[operator.inputs[0]]).astype(np.float32)
-        writer.main.tensors[target].buffer = writer.add_values(values)
-    removed = {operator.index for operator in halves.values()}
-    writer.main.operators = [table for index, table in enumerate(writer.main.operators) if index not in removed]
-    read = {int(index) for table in writer.main.operators for index in table.inputs}
-    for operator in halves.values():
-        if operator.inputs[0] not in read:
-            writer.main.tensors[operator.inputs[0]].buffer = 0
+    floats: dict[int, int] = {}
+    for subgraph in model.subgraphs:
+        _fold_subgraph(model, subgraph, Writer(unpacked, subgraph.index), floats)
     drop_unused_buffers(unpacked)
     drop_unused_codes(unpacked)
     return pack(unpacked)
 
 
+def _fold_subgraph(model: Model, subgraph: Subgraph, writer: Writer, floats: dict[int, int]) -> None:
+    """Folds one subgraph; ``floats`` tells where the float32 form of a buffer is, since subgraphs share them."""
+    halves = {}
+    for operator in subgraph.operators:
+        if operator.name == "DEQUANTIZE":
+            source = subgraph.tensors[operator.inputs[0]]
+            if source.is_constant and source.dtype == np.float16:
+                halves[operator.outputs[0]] = operator, source
+    for target, (_, source) in halves.items():
+        if source.buffer not in floats:
+            floats[source.buffer] = writer.add_values(model.constant(source).astype(np.float32))
+        writer.main.tensors[target].buffer = floats[source.buffer]
+    removed = {operator.index for operator, _ in halves.values()}
+    writer.main.operators = [table for index, table in enumerate(writer.main.operators or []) if index not in removed]
+    read = {int(index) for table in writer.main.operators for index in table.inputs}
+    for _, source in halves.values():
+        if source.index not in read:
+            writer.main.tensors[source.index].buffer = 0
+
+
+# (buffer, axis of the channels, shape) -> the buffer with its integers, and their scales.
+_Integers = dict[tuple[int, int | None, tuple[int, ...]], tuple[int, np.ndarray]]
+
+
+@refuses_broken_models
 def quantize_weights(model: Model, per_channel: bool = True, per_channel_dense: bool = True) -> bytes:
     """Returns the dynamic-range model: weights as int8, activations quantized on the fly by the hybrid kernels.
 
-    As TensorFlow does: symmetric, narrow range (-127..127), per channel where the kernel can, weights of at least 1024
-    elements only. A table that GATHER reads becomes int8 too, and what is gathered is dequantized. Weights that several
-    operators read are quantized for each kind of reader; who cannot take int8 keeps the float ones. Recurrent operators
+    As TensorFlow does: in all subgraphs, symmetric, narrow range (-127..127), per channel where the kernel can, weights of at
+    least 1024 elements only. A table that GATHER reads becomes int8 too, and what is gathered is dequantized. Weights that
+    several operators read are quantized for each kind of reader; who cannot take int8 keeps the float ones. Recurrent operators
     other than UNIDIRECTIONAL_SEQUENCE_LSTM keep float weights.
     """
-    require_single_subgraph(model, "dynamic_range")
     unpacked = unpack(model)
-    writer = Writer(unpacked)
-    uses: dict[int, dict[int | None, list[tuple[int, int]]]] = {}
-    behind: dict[int, Any] = {}
-    for operator in model.main.operators:
-        weights = _quantizable_weights(model, operator)
-        if not weights:
-            continue
+    integers: _Integers = {}
+
+    def axis(operator: Operator) -> int | None:
         wanted = per_channel and (per_channel_dense or operator.name != "FULLY_CONNECTED")
-        axis = _HYBRID[operator.name].axis if wanted else None
-        for position in weights:
-            uses.setdefault(operator.inputs[position], {}).setdefault(axis, []).append((operator.index, position))
-        _make_hybrid(writer, operator, axis is not None)
-    readers = Counter(index for operator in model.main.operators for index in operator.inputs)
-    readers.update(model.main.outputs)
-    for index, by_axis in uses.items():
-        for axis, places in by_axis.items():
-            target, readers[index] = index, readers[index] - len(places)
-            if readers[index]:  # who comes later, or cannot take integers, reads the float values
-                target = writer.add_tensor(
-                    model.main.tensors[index].name, writer.main.tensors[index], writer.schema.TensorType.INT8
-                )
-            _quantize_constant(writer, target, model.constant(model.main.tensors[index]), axis)
-            for operator_index, position in places:
-                replace_input(writer.main.operators[operator_index], position, target)
-    for operator in model.main.operators:
-        if operator.name == "GATHER" and _quantizable_weights(model, operator):
-            behind[operator.index] = _gather_integers(writer, model, operator)
-    writer.main.operators = [
-        table
-        for index, operator in enumerate(writer.main.operators)
-        for table in ([operator, behind[index]] if index in behind else [operator])
-    ]
+        return _HYBRID[operator.name].axis if wanted else None
+
+    for subgraph in model.subgraphs:
+        _quantize_subgraph(model, subgraph, Writer(unpacked, subgraph.index), axis, integers)
     drop_unused_buffers(unpacked)
     return pack(unpacked)
 
 
-def _quantizable_weights(model: Model, operator: Operator) -> list[int]:
+def _quantize_subgraph(
+    model: Model, subgraph: Subgraph, writer: Writer, axis_of: Callable[[Operator], int | None], integers: _Integers
+) -> None:
+    uses: dict[int, dict[int | None, list[tuple[int, int]]]] = {}
+    hybrid = [(operator, positions) for operator in subgraph.operators if (positions := _weights(subgraph, operator))]
+    for operator, positions in hybrid:
+        axis = axis_of(operator)
+        for position in positions:
+            uses.setdefault(operator.inputs[position], {}).setdefault(axis, []).append((operator.index, position))
+        _make_hybrid(writer, operator, axis is not None)
+    readers = Counter(index for operator in subgraph.operators for index in operator.inputs)
+    readers.update(subgraph.outputs)
+    for index, by_axis in uses.items():
+        tensor = subgraph.tensors[index]
+        for axis, places in by_axis.items():
+            target, readers[index] = index, readers[index] - len(places)
+            if readers[index]:  # who comes later, or cannot take integers, reads the float values
+                target = writer.add_tensor(tensor.name, writer.main.tensors[index], writer.schema.TensorType.INT8)
+            _quantize_constant(model, writer, target, tensor, axis, integers)
+            for operator_index, position in places:
+                replace_input(writer.main.operators[operator_index], position, target)
+    behind = {op.index: _gather_integers(writer, subgraph, op) for op, _ in hybrid if op.name == "GATHER"}
+    writer.main.operators = [
+        table
+        for index, operator in enumerate(writer.main.operators or [])
+        for table in ([operator, behind[index]] if index in behind else [operator])
+    ]
+
+
+def _weights(subgraph: Subgraph, operator: Operator) -> list[int]:
     """Returns the positions of the inputs that become int8: all weights of a hybrid operator, or none."""
     hybrid = _HYBRID.get(operator.name)
     if hybrid is None:
         return []
     positions = [position for position in hybrid.weights if operator.inputs[position : position + 1] not in ((), (-1,))]
-    tensors = [model.main.tensors[operator.inputs[position]] for position in positions]
+    tensors = [subgraph.tensors[operator.inputs[position]] for position in positions]
     fit = all(t.is_constant and t.is_float and int(np.prod(t.shape)) >= _MINIMUM_WEIGHTS for t in tensors)
     return positions if fit else []
 
 
-def _quantize_constant(writer: Writer, index: int, values: np.ndarray, axis: int | None) -> None:
-    others = None if axis is None else tuple(i for i in range(values.ndim) if i != axis)
-    largest = np.maximum(np.abs(values).max(axis=others, keepdims=True), _SMALLEST_MAGNITUDE)
-    scale = (largest.astype(np.float32) / np.float32(127)).astype(np.float32)
-    integers = np.clip(_round_half_away(values / scale), -127, 127).astype(np.int8)
+def _quantize_constant(model: Model, writer: Writer, index: int, tensor: Tensor, axis: int | None, integers: _Integers) -> None:
+    """Makes a tensor hold the integers of a float constant; those of shared values are shared."""
+    key = (tensor.buffer, axis, tensor.shape)
+    if key not in integers:
+        values = model.constant(tensor)
+        others = None if axis is None else tuple(i for i in range(values.ndim) if i != axis)
+        largest = np.maximum(np.abs(values).max(axis=others, keepdims=True), _SMALLEST_MAGNITUDE)
+        scale = (largest.astype(np.float32) / np.float32(127)).astype(np.float32)
+        rounded = np.clip(_round_half_away(values / scale), -127, 127).astype(np.int8)
+        integers[key] = writer.add_values(rounded), scale.reshape(-1)
     table = writer.main.tensors[index]
-    table.type, table.buffer = writer.schema.TensorType.INT8, writer.add_values(integers)
+    table.type, (table.buffer, scales) = writer.schema.TensorType.INT8, integers[key]
     parameters = writer.schema.QuantizationParametersT()
-    parameters.scale, parameters.zeroPoint = scale.reshape(-1), np.zeros(scale.size, dtype=np.int64)
+    parameters.scale, parameters.zeroPoint = scales, np.zeros(scales.size, dtype=np.int64)
     parameters.quantizedDimension = axis or 0
     table.quantization = parameters
 
 
-def _gather_integers(writer: Writer, model: Model, operator: Operator) -> Any:
+def _gather_integers(writer: Writer, subgraph: Subgraph, operator: Operator) -> Any:
     """Makes a GATHER write integers, and returns the DEQUANTIZE to be put behind it."""
     table, output = writer.main.operators[operator.index], operator.outputs[0]
-    reader, integers = writer.dequantize(output, model.main.tensors[output].name + "_int8", 2)
+    reader, integers = writer.dequantize(output, subgraph.tensors[output].name + "_int8", 2)
     written = writer.main.tensors[integers]
     written.type = writer.schema.TensorType.INT8
     written.quantization = writer.main.tensors[int(table.inputs[0])].quantization

@@ -16,7 +16,7 @@ import tflite_qdebug
 PACKAGE = Path(tflite_qdebug.__file__).parent
 HEAVY = ("tensorflow", "pandas", "flatbuffers", "numba", "rich", "PIL", "matplotlib", "keras", "tensorflow_datasets")
 BOARD = ("errors", "quantization", "statistics", "kernels", "interpreter", "datasets", "record", "collect", "progress",
-         "tf_private")  # fmt: skip
+         "tf_private", "isolation", "workers")  # fmt: skip
 
 BLOCKER = f"""
 import sys

@@ -1,35 +1,21 @@
 """The one loop over a dataset: samples through interpreters into statistics, with several workers at once.
 
-``invoke`` releases the interpreter lock, and so do numpy's loops, so a thread per processor with an interpreter of its own
-keeps all of them busy. What a sample gives comes back as one small array of sums; they are added up in the order of
-the samples, so that the result does not depend on the number of workers, and memory not on the number of samples.
+What a sample gives comes back from its worker as one small array of sums; they are added up in the order of the samples, so
+that the result does not depend on the number of workers, and memory not on the number of samples. Before the loop the first
+sample is tried, apart, to see which kernels run the model, and whether they compute what others do.
 """
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import itertools
 import os
-import queue
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import (
-    Any,
-    Callable,
-    Deque,
-    Dict,
-    Iterable,
-    Iterator,
-    List,
-    Mapping,
-    NamedTuple,
-    Optional,
-    Sequence,
-    Tuple,
-    TypeVar,
-)
+import time
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
+from tflite_qdebug import isolation
 from tflite_qdebug.errors import DatasetError, InterpreterError, MetricError, OptionError
 from tflite_qdebug.interpreter import Delegate, Interpreter
 from tflite_qdebug.kernels import COLUMNS, OPTIMIZED_STRIDE, dequantized, measure_pair
@@ -37,10 +23,10 @@ from tflite_qdebug.kernels import arguments as kernel_arguments
 from tflite_qdebug.progress import track
 from tflite_qdebug.record import Layer
 from tflite_qdebug.statistics import ErrorStatistics, SampleSums
+from tflite_qdebug.workers import Workers, map_samples
 
 __all__ = ["Backend", "Collected", "LayerMetrics", "PairReader", "collect_layer_errors", "map_samples"]
 
-T = TypeVar("T")
 Sample = Any  # datasets.Sample; anything with `index` and `inputs`
 
 
@@ -53,6 +39,10 @@ class Backend(NamedTuple):
         delegates: As in `Interpreter`.
         workers: Interpreters at once; None: one per processor that this process may use, eight at most.
         threads: Threads of each interpreter's kernels.
+        isolate: Run models in processes of their own, which a model may end without harm. None: where the system allows
+            it, and the user's own functions need not be called there. True also calls those there; what they keep in
+            memory is then lost.
+        time_limit: Seconds that opening a model, or one sample, may take in such a process.
     """
 
     runtime: str = "auto"
@@ -60,6 +50,8 @@ class Backend(NamedTuple):
     delegates: Sequence[Delegate] = ()
     workers: Optional[int] = None
     threads: int = 1
+    isolate: Optional[bool] = None
+    time_limit: float = isolation.TIME_LIMIT
 
     def open(self, model: bytes, kernels: Optional[str] = None) -> Interpreter:
         """Opens an interpreter."""
@@ -77,6 +69,53 @@ class Backend(NamedTuple):
         if self.workers < 1:
             raise OptionError("got workers={}, expected 1 or more".format(self.workers))
         return int(self.workers)
+
+    def isolated(self, own_functions: bool = False) -> bool:
+        """Returns whether to run in processes of their own; ``own_functions``: the user's functions are to be called.
+
+        Raises:
+            OptionError: Where it is asked for and the system does not allow it, or for a time limit that is none.
+        """
+        if not self.time_limit > 0:
+            raise OptionError("got time_limit={!r}, expected seconds above 0".format(self.time_limit))
+        if self.isolate and not isolation.available():
+            raise OptionError("got isolate=True, which needs Linux: elsewhere processes cannot be forked safely")
+        if self.isolate is None:
+            return isolation.available() and not own_functions
+        return self.isolate
+
+    def pool(
+        self,
+        open_worker: Callable[[], Any],
+        what: str,
+        finish: Optional[Callable[[Any], Any]] = None,
+        replaceable: bool = True,
+        own_functions: bool = False,
+        count: Optional[int] = None,
+    ) -> Workers:
+        """Returns the workers for `map_samples`, in processes or in threads.
+
+        Args:
+            open_worker: Makes a worker, such as an interpreter; called in its process.
+            what: What is done with a sample, for messages: "measuring layers".
+            finish: As for `Workers`.
+            replaceable: As for `Workers`.
+            own_functions: As for `isolated`.
+            count: How many; None: as many as `worker_count` says.
+
+        Raises:
+            OptionError: As `isolated` and `worker_count`.
+        """
+        count, isolated = count or self.worker_count(), self.isolated(own_functions)
+        return Workers(open_worker, count, isolated, what, self.time_limit, finish, replaceable)
+
+    def apart(self, function: Callable[..., Any], *arguments: Any, what: str) -> Any:
+        """Returns ``function(*arguments)``, computed in a process of its own unless ``isolate`` is False.
+
+        Raises:
+            InterpreterError: Where that process ends or takes too long.
+        """
+        return isolation.call(function, *arguments, what=what, time_limit=self.time_limit, isolate=self.isolate is not False)
 
 
 class LayerMetrics(NamedTuple):
@@ -101,44 +140,6 @@ class Collected(NamedTuple):
     model_metrics: Dict[str, float]
     provenance: Dict[str, Any]
     notes: List[str]
-
-
-def map_samples(
-    work: Callable[[Any, Sample], T],
-    workers: Sequence[Any],
-    samples: Iterable[Sample],
-) -> Iterator[T]:
-    """Yields ``work(worker, sample)`` in the order of the samples, each worker doing one at a time.
-
-    At most two samples per worker are held, so memory does not grow with their number. The first error ends it.
-    """
-    idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    for worker in workers:
-        idle.put(worker)
-
-    def one(sample: Sample) -> T:
-        worker = idle.get()
-        try:
-            return work(worker, sample)
-        finally:
-            idle.put(worker)
-
-    if len(workers) == 1:
-        for sample in samples:
-            yield work(workers[0], sample)
-        return
-    waiting: Deque[Future[T]] = collections.deque()
-    with ThreadPoolExecutor(len(workers), thread_name_prefix="tflite_qdebug") as pool:
-        try:
-            for sample in samples:
-                waiting.append(pool.submit(one, sample))
-                if len(waiting) >= 2 * len(workers):
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 class PairReader:
@@ -201,14 +202,30 @@ class _Worker:
 
     def measure(self, sample: Sample) -> Any:
         """Runs one sample; returns its sums, the layer metrics ``(metrics, layers)`` and the model metrics."""
+        return self._sums(sample), self._layer_metrics(sample), self._model_metrics(sample)
+
+    def _sums(self, sample: Sample) -> SampleSums:
         try:
             if self._stateful:
                 self.interpreter.reset_variables()
             self.interpreter.invoke(sample.inputs)
-            sums = self._reader.read()
-            return sums, self._layer_metrics(sample), self._model_metrics(sample)
+            return self._reader.read()
         except DatasetError as error:
             raise DatasetError("sample {}: {}".format(sample.index, error)) from error
+
+    def tried(self, sample: Sample) -> _Trial:
+        """Runs one sample, twice, since the first time also fills caches, and returns what it showed."""
+        self._sums(sample)
+        if self._float is not None:
+            self._float.invoke(sample.inputs)
+        start = time.perf_counter()
+        sums = self._sums(sample)
+        seconds = time.perf_counter() - start
+        with np.errstate(invalid="ignore", divide="ignore"):
+            errors = np.sqrt(sums.sums[:, 2] / sums.sums[:, 0])
+        self.interpreter.reset_variables()  # the run begins where the trial began
+        kernels = {"xnnpack": "auto"}.get(self.interpreter.kernels, self.interpreter.kernels)
+        return _Trial(kernels, self.interpreter.provenance(), self.interpreter.notes, errors, seconds)
 
     def _layer_metrics(self, sample: Sample) -> np.ndarray:
         difference, direct = self._metrics.difference, self._metrics.direct
@@ -273,6 +290,7 @@ def collect_layer_errors(
     stateful: bool = False,
     progress: Optional[bool] = None,
     what: str = "measuring layers",
+    sequence: bool = False,
 ) -> Collected:
     """Runs a debug model over a dataset and measures every layer.
 
@@ -287,96 +305,177 @@ def collect_layer_errors(
         stateful: Set variables back before each sample.
         progress: As in `track`.
         what: Words beside the progress bar.
+        sequence: The model's variables carry over from sample to sample, so that none can be left out.
 
     Raises:
         DatasetError: For a wrong sample or an empty dataset.
-        InterpreterError: Where the model does not run.
+        InterpreterError: Where the model does not run; also where its first sample ends the process that runs it, or several
+            samples do. One or two others that do are left out, and noted.
         MetricError: Where a metric fails.
     """
-    first = backend.open(model)
-    notes = list(first.notes)
     samples = iter(track(dataset, what, getattr(dataset, "length", None), progress))
-    kernels = {"xnnpack": "auto"}.get(first.kernels, first.kernels)
-    ahead: List[Sample] = []
-
-    def worker(interpreter: Interpreter) -> _Worker:
-        floating = backend.open(float_model, None if backend.delegates else kernels) if float_model else None
-        return _Worker(interpreter, floating, layers, metrics, outputs, stateful)
-
-    if first.kernels == "xnnpack" and not backend.delegates:
-        ahead = list(itertools.islice(samples, 1))
-        note = _kernel_fault(first, backend, model, layers, ahead, stateful) if ahead else None
-        if note is not None:
-            notes.append(note)
-            kernels = "builtin"
-            first = backend.open(model, kernels)
-    workers = [worker(first)]
-    workers += [worker(backend.open(model, kernels)) for _ in range(backend.worker_count() - 1)]
-
-    statistics = ErrorStatistics(len(layers))
-    names = [*metrics.difference, *metrics.direct]
-    sums, counts = np.zeros((len(names), len(layers))), np.zeros((len(names), len(layers)), dtype=np.int64)
-    model_sums = np.zeros(len(metrics.model))
-    everything = itertools.chain(ahead, samples)
-
-    def collected() -> Collected:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            means = sums / counts
-            averages = model_sums / statistics.samples
-        return Collected(
-            statistics,
-            dict(zip(names, means)),
-            dict(zip(metrics.model, averages.tolist())),
-            dict(first.provenance(), workers=len(workers), statistics=measure_pair()[0]),
-            notes,
-        )
-
-    try:
-        for position, result in enumerate(map_samples(_Worker.measure, workers, everything)):
-            sample_sums, layer_values, values = result
-            statistics.add(position, sample_sums)
-            present = ~np.isnan(layer_values)
-            sums += np.where(present, layer_values, 0.0)
-            counts += present
-            model_sums += values
-    except BaseException as error:
-        # Hours may have gone into the samples before this one: they travel with the error.
-        if statistics.samples:
-            error.collected = collected()  # type: ignore[attr-defined]
-        raise
-    if not statistics.samples:
+    ahead = list(itertools.islice(samples, 1))
+    if not ahead:
         raise DatasetError("the {} yielded no samples".format(getattr(dataset, "role", "debug dataset")))
-    return collected()
+    _compile(layers)
+    own_functions = bool(metrics.difference or metrics.direct or metrics.model)
+
+    def opened(kernels: str) -> _Worker:
+        return _open_worker(backend, model, float_model, kernels, layers, metrics, outputs, stateful)
+
+    pool = backend.pool(lambda: opened(trial.kernels), what, replaceable=not sequence, own_functions=own_functions)
+    totals = _Totals(len(layers), metrics)
+    with contextlib.closing(pool) as workers:
+        trial, notes = _tried(backend, opened, workers, layers, ahead[0])
+        workers.count = _useful_workers(backend, trial.seconds, getattr(dataset, "length", None))
+        about = dict(trial.provenance, workers=workers.count, isolated=workers.isolated, statistics=measure_pair()[0])
+        try:
+            for position, result in workers.map(_Worker.measure, itertools.chain(ahead, samples)):
+                totals.add(position, result)
+        except BaseException as error:
+            # Hours may have gone into the samples before this one: they travel with the error.
+            if totals.statistics.samples:
+                error.collected = totals.collected(about, notes + workers.notes)  # type: ignore[attr-defined]
+            raise
+    return totals.collected(about, notes + workers.notes)
 
 
-def _kernel_fault(
-    interpreter: Interpreter,
+class _Totals:
+    """What the samples so far add up to."""
+
+    def __init__(self, layers: int, metrics: LayerMetrics) -> None:
+        self.statistics = ErrorStatistics(layers)
+        self._names, self._model_names = [*metrics.difference, *metrics.direct], list(metrics.model)
+        self._sums = np.zeros((len(self._names), layers))
+        self._counts = np.zeros((len(self._names), layers), dtype=np.int64)
+        self._model_sums = np.zeros(len(self._model_names))
+
+    def add(self, position: int, result: Tuple[SampleSums, np.ndarray, np.ndarray]) -> None:
+        """Adds what ``_Worker.measure`` returned for one sample."""
+        sample_sums, layer_values, values = result
+        self.statistics.add(position, sample_sums)
+        present = ~np.isnan(layer_values)
+        self._sums += np.where(present, layer_values, 0.0)
+        self._counts += present
+        self._model_sums += values
+
+    def collected(self, provenance: Dict[str, Any], notes: List[str]) -> Collected:
+        """Returns the means."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means = self._sums / self._counts
+            averages = self._model_sums / self.statistics.samples
+        metrics, model_metrics = dict(zip(self._names, means)), dict(zip(self._model_names, averages.tolist()))
+        return Collected(self.statistics, metrics, model_metrics, provenance, notes)
+
+
+class _Trial(NamedTuple):
+    """What one sample showed.
+
+    Attributes:
+        kernels: To be asked for when the model is opened again.
+        provenance: Of the interpreter.
+        notes: Of the interpreter.
+        errors: Root mean square error of each layer.
+        seconds: How long the sample took.
+    """
+
+    kernels: str
+    provenance: Dict[str, Any]
+    notes: List[str]
+    errors: np.ndarray
+    seconds: float
+
+
+def _open_worker(
     backend: Backend,
     model: bytes,
+    float_model: Optional[bytes],
+    kernels: str,
     layers: Sequence[Layer],
-    samples: Sequence[Sample],
+    metrics: LayerMetrics,
+    outputs: int,
     stateful: bool,
-) -> Optional[str]:
-    """Says where XNNPACK and the builtin kernels disagree by more than rounding, or None.
+) -> _Worker:
+    floating = backend.open(float_model, None if backend.delegates else kernels) if float_model else None
+    return _Worker(backend.open(model, kernels), floating, layers, metrics, outputs, stateful)
+
+
+def _compile(layers: Sequence[Layer]) -> None:
+    """Compiles what measures the layers here, once, and not in each process."""
+    measure = measure_pair()[1]
+    for dtype in {layer.dtype for layer in layers}:
+        measure(np.zeros(1, dtype), np.zeros(1, np.float32), *kernel_arguments(1.0, 0, 0, 0, 0), np.zeros(COLUMNS))
+
+
+def _useful_workers(backend: Backend, seconds: float, length: Optional[int]) -> int:
+    """Returns how many workers to start: one where the samples are done sooner than a process is started and fed."""
+    if backend.workers is None and (seconds < 2e-4 or (length is not None and length * seconds < 0.03)):
+        return 1
+    return backend.worker_count()
+
+
+def _tried(
+    backend: Backend, opened: Callable[[str], _Worker], workers: Workers, layers: Sequence[Layer], sample: Sample
+) -> Tuple[_Trial, List[str]]:
+    """Runs one sample ahead of the rest; returns what it showed, and notes for the reader of the result.
+
+    The process that tries the kernels goes on as the first worker. Where it ends, each kind of kernels is tried in a process
+    of its own, to tell which of them it was.
+    """
+
+    def scout() -> Tuple[_Worker, Tuple[_Trial, List[str]]]:
+        tried: Dict[str, _Worker] = {}
+
+        def attempt(kernels: str) -> _Trial:
+            worker = opened(kernels)
+            trial = worker.tried(sample)
+            tried[trial.kernels] = worker
+            return trial
+
+        found = _compared(backend, attempt, layers)
+        return tried[found[0].kernels], found
+
+    def apart(kernels: str) -> _Trial:
+        what = "running sample {} with {} kernels".format(sample.index, "xnnpack" if kernels == "auto" else kernels)
+        return backend.apart(lambda: opened(kernels).tried(sample), what=what)
+
+    if workers.isolated:
+        try:
+            return workers.start(_Worker.measure, scout, sample)
+        except InterpreterError as error:
+            if not hasattr(error, "ended"):
+                raise
+    return _compared(backend, apart, layers)
+
+
+def _compared(backend: Backend, attempt: Callable[[str], _Trial], layers: Sequence[Layer]) -> Tuple[_Trial, List[str]]:
+    """Tries the kernels asked for and, where that is XNNPACK, the builtin ones too; returns which to use, and notes."""
+    trial = attempt(backend.kernels)
+    notes = list(trial.notes)
+    if trial.provenance["kernels"] != "xnnpack" or backend.delegates:
+        return trial, notes
+    try:
+        builtin = attempt("builtin")
+    except InterpreterError as error:
+        if hasattr(error, "ended"):
+            notes.append("XNNPACK could not be held against the builtin kernels: {}".format(error))
+        return trial, notes  # the builtin kernels cannot run this model at all: nothing to compare with
+    note = _kernel_fault(layers, trial.errors, builtin.errors)
+    return (trial, notes) if note is None else (builtin, [*notes, *builtin.notes, note])
+
+
+def _kernel_fault(layers: Sequence[Layer], xnnpack: np.ndarray, builtin: np.ndarray) -> Optional[str]:
+    """Says where the errors under XNNPACK and under the builtin kernels differ by more than rounding, or None.
 
     A kernel that computes nonsense (int8 BATCH_MATMUL in TensorFlow 2.21) must not be taken for quantization error. Half
     a step beyond twice the builtin kernels' error is far outside of what different rounding can do to one operator.
     """
-    try:
-        builtin = backend.open(model, "builtin")
-    except InterpreterError:
-        return None  # the builtin kernels cannot run this model at all: nothing to compare with
-    errors = []
-    for candidate in (interpreter, builtin):
-        sums = _Worker(candidate, None, layers, LayerMetrics(), 0, stateful).measure(samples[0])[0]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            errors.append(np.sqrt(sums.sums[:, 2] / sums.sums[:, 0]))
     steps = np.array([np.nan if layer.scale is None else layer.scale for layer in layers])
-    faulty = np.flatnonzero((errors[0] > 2.0 * errors[1] + 0.5 * steps) | (np.isnan(errors[0]) & ~np.isnan(errors[1])))
+    faulty = np.flatnonzero((xnnpack > 2.0 * builtin + 0.5 * steps) | (np.isnan(xnnpack) & ~np.isnan(builtin)))
     if not len(faulty):
         return None
     worst = ", ".join(
-        "{} {!r} (rmse {:.4g} instead of {:.4g})".format(layers[i].op_name, layers[i].node, errors[0][i], errors[1][i])
+        "{} {!r} (rmse {:.4g} instead of {:.4g})".format(layers[i].op_name, layers[i].node, xnnpack[i], builtin[i])
         for i in faulty[:3]
     )
     return (

@@ -8,22 +8,25 @@ Conversion and calibration are the slow steps; quantizing the calibrated model t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tflite_qdebug import edit, tf_private
-from tflite_qdebug.child import calibrate_in_child
+from tflite_qdebug import edit, isolation, tf_private
 from tflite_qdebug.collect import Backend, map_samples
 from tflite_qdebug.datasets import Dataset, open_dataset
-from tflite_qdebug.errors import ConversionError, ModelError, OptionError, did_you_mean
+from tflite_qdebug.datasets.opening import first_signature
+from tflite_qdebug.edit.flatbuffer import require_single_subgraph
+from tflite_qdebug.edit.subgraphs import copy_passed_inputs, with_ranges_of
+from tflite_qdebug.errors import ConversionError, ModelError, NoSampleError, OptionError, did_you_mean
 from tflite_qdebug.files import write_atomically
 from tflite_qdebug.interpreter import Interpreter
-from tflite_qdebug.model import Model, Operator, read_model_bytes
+from tflite_qdebug.model import Model, Operator, Subgraph, read_model_bytes
 from tflite_qdebug.progress import track
 from tflite_qdebug.statistics import Histogram
 
@@ -38,9 +41,11 @@ _IO_TYPES = {
     "full_integer": ("int8", "uint8", "float32"),
     "int16x8": ("float32", "int16"),
 }
-# Calibrating these has ended the process that does it, so it is done in a child.
+# Calibrating these has ended the process that does it.
 _MAY_CRASH = ("LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM", "BIDIRECTIONAL_SEQUENCE_LSTM", "UNIDIRECTIONAL_SEQUENCE_RNN",
               "BIDIRECTIONAL_SEQUENCE_RNN", "RNN", "SVDF", "WHILE", "IF", "CALL_ONCE", "VAR_HANDLE")  # fmt: skip
+# For the largest models; others take a fraction of a second.
+_QUANTIZING_SECONDS = 1800.0
 # Operators that only change the form of their values, or work on indices; float where their surroundings are.
 
 
@@ -143,10 +148,11 @@ class FloatModel:
             ModelError: Where it is broken or quantized already.
         """
         self.model = Model(data)
-        if any(tensor.is_constant and tensor.dtype == np.float16 for tensor in self.model.main.tensors):
+        tensors = [tensor for subgraph in self.model.subgraphs for tensor in subgraph.tensors]
+        if any(tensor.is_constant and tensor.dtype == np.float16 for tensor in tensors):
             self.model, origin = Model(edit.fold_float16(self.model)), f"{origin} (float16 weights as float32)"
         self.data, self.origin, self.settings = self.model.data, origin, settings
-        quantized = [tensor.name for tensor in self.model.main.tensors if tensor.is_quantized]
+        quantized = [tensor.name for tensor in tensors if tensor.is_quantized]
         if quantized:
             raise ModelError(
                 f"{origin}: got a model that is quantized already (tensor {quantized[0]!r} and {len(quantized) - 1} more), "
@@ -207,30 +213,69 @@ class FloatModel:
         """
         dataset = self.dataset(representative_dataset, limit=limit)
         if method == "tensorflow":
-            return CalibratedModel(self, self._calibrate_tensorflow(dataset, progress), dataset.description)
+            datasets = self._by_signature(representative_dataset, dataset, limit)
+            return CalibratedModel(self, self._calibrate_tensorflow(datasets, progress), dataset.description)
         if method == "exposed":
             backend = backend or Backend(kernels="builtin")
             ranges, counts = _exposed_ranges(self.model, dataset, backend, histograms, progress)
             return CalibratedModel(self, edit.with_ranges(self.model, ranges), dataset.description, counts)
         raise OptionError(f"got calibration method {method!r}, expected 'tensorflow' or 'exposed'")
 
-    def _calibrate_tensorflow(self, dataset: Dataset, progress: bool | None) -> bytes:
-        names = [spec.key or spec.name for spec in self.model.input_specs()]
-        count = 0
+    def _by_signature(self, source: Any, dataset: Dataset, limit: int | None) -> list[Dataset]:
+        """Returns the dataset as each signature takes it: samples that name one their own, others all that they fit."""
+        if len(self.model.signatures) < 2:
+            return [dataset]
+        named = first_signature(dataset) is not None
+        datasets = []
+        for signature in self.model.signatures:
+            specs = self.model.signature_specs(signature.key)
+            fits = [(spec.key, spec.shape, spec.dtypes) for spec in specs] == [
+                (spec.key, spec.shape, spec.dtypes) for spec in dataset.inputs
+            ]
+            if named or fits:
+                datasets.append(open_dataset(source, specs, dataset.role, limit, signature.key, skip_others=True))
+        return datasets
 
-        def feed() -> Iterator[Any]:
-            nonlocal count
-            for sample in track(dataset, "calibrating", dataset.length, progress):
-                count += 1
-                # One signature is fed in input order, as TensorFlow does; several need their names.
-                if sample.signature is None or len(self.model.signatures) < 2:
-                    yield list(sample.inputs)
-                else:
-                    yield sample.signature, dict(zip(names, sample.inputs, strict=True))
+    def _calibrate_tensorflow(self, datasets: Sequence[Dataset], progress: bool | None) -> bytes:
+        # A loop that hands an input on unchanged, as those of recurrent layers do, ends TensorFlow's calibrator.
+        calibrated_one = Model(copy_passed_inputs(self.model))
+        try:
+            # The samples are drawn here: what makes them may be the user's own, and keep something in memory.
+            result = isolation.call_with_samples(
+                functools.partial(tf_private.calibrate, calibrated_one.data),
+                self._feed(datasets, progress),
+                what="calibrating the model",
+                error=ConversionError,
+            )
+        except ConversionError as error:
+            operators = {operator.name for subgraph in self.model.subgraphs for operator in subgraph.operators}
+            if not hasattr(error, "ended") or not operators.intersection(_MAY_CRASH):
+                raise
+            raise ConversionError(
+                f"{error}. It has recurrent operators or control flow, on some of which TensorFlow's calibrator crashes; build "
+                "recurrent layers with unroll=True"
+            ) from error
+        if calibrated_one.data is self.data or calibrated_one.data == self.data:
+            return result
+        return with_ranges_of(self.model, Model(result))
 
-        operators = {operator.name for subgraph in self.model.subgraphs for operator in subgraph.operators}
-        calibrate = calibrate_in_child if operators.intersection(_MAY_CRASH) else tf_private.calibrate
-        return calibrate(self.data, feed)
+    def _feed(self, datasets: Sequence[Dataset], progress: bool | None) -> Iterator[Any]:
+        fed = 0
+        missing: NoSampleError | None = None
+        for dataset in datasets:
+            names = [spec.key or spec.name for spec in dataset.inputs]
+            try:
+                for sample in track(dataset, "calibrating", dataset.length, progress):
+                    fed += 1
+                    # One signature is fed in input order, as TensorFlow does; several need their names.
+                    if sample.signature is None or len(self.model.signatures) < 2:
+                        yield list(sample.inputs)
+                    else:
+                        yield sample.signature, dict(zip(names, sample.inputs, strict=True))
+            except NoSampleError as error:
+                missing = error
+        if missing is not None and not fed:
+            raise missing
 
     def __repr__(self) -> str:
         return f"FloatModel({self.origin}, {len(self.model.main.operators)} operators, {len(self.data)} bytes)"
@@ -254,11 +299,10 @@ def _exposed_ranges(
         and (tensor.index in model.main.producers or tensor.index in model.main.inputs)
     ]
     exposed = edit.expose(model, [index for index in wanted if index in model.main.producers])
+
     # Each worker counts for itself, and what they counted is added up once: counting is exact in any order.
-    workers = [
-        (backend.open(exposed), {index: Histogram() for index in wanted} if histograms else {})
-        for _ in range(backend.worker_count())
-    ]
+    def opened() -> tuple[Interpreter, dict[int, Histogram]]:
+        return backend.open(exposed), {index: Histogram() for index in wanted} if histograms else {}
 
     def measure(worker: tuple[Interpreter, dict[int, Histogram]], sample: Any) -> np.ndarray:
         interpreter, counts = worker
@@ -271,11 +315,15 @@ def _exposed_ranges(
                 counts[index].add(values, float(extremes[row, 0]), float(extremes[row, 1]))
         return extremes
 
+    if histograms:
+        Histogram().add(np.ones(1, np.float32))  # compiles the loop here, once, and not in each process
+    # A worker's counts would be lost with it, so that none is replaced.
+    workers = backend.pool(opened, "calibrating the model", finish=lambda worker: worker[1], replaceable=False)
     lowest, highest = np.full(len(wanted), np.inf), np.full(len(wanted), -np.inf)
     for extremes in map_samples(measure, workers, track(dataset, "calibrating", dataset.length, progress)):
         lowest, highest = np.minimum(lowest, extremes[:, 0]), np.maximum(highest, extremes[:, 1])
-    counts = workers[0][1]
-    for _, others in workers[1:]:
+    counts = workers.finished[0]
+    for others in workers.finished[1:]:
         counts = {index: histogram + others[index] for index, histogram in counts.items()}
     broken = [model.main.tensors[wanted[i]].name for i in np.flatnonzero(~np.isfinite(lowest) | ~np.isfinite(highest))]
     if broken:
@@ -413,7 +461,7 @@ class CalibratedModel:
 
     def _quantize_calibrated(self, kind: str, options: tf_private.QuantizeOptions) -> bytes:
         if kind == "int16x8":
-            return tf_private.quantize_int16x8(self.data, options)
+            return _quantized(tf_private.quantize_int16x8, self.data, options)
         return self._mlir_quantize(options)
 
     def _mlir_quantize(self, options: tf_private.QuantizeOptions) -> bytes:
@@ -430,7 +478,7 @@ class CalibratedModel:
             if len(named[name]) > 1 or any(len(operator.outputs) > 1 for operator in named[name])
         ]
         if not ambiguous:
-            return tf_private.quantize(self.data, options)
+            return _quantized(tf_private.quantize, self.data, options)
         owner = {output: operator.index for operator in self.model.main.operators for output in operator.outputs}
         kept = {*self.model.main.inputs, *self.model.main.outputs}
 
@@ -440,7 +488,8 @@ class CalibratedModel:
         denied = {operator.index for name in options.denylisted_nodes for operator in named[name]}
         names = {mark(output, self.model.main.tensors[output].name) for output in owner if owner[output] in denied}
         marked = edit.with_renamed(self.model, mark)
-        quantized = Model(tf_private.quantize(marked, options._replace(denylisted_nodes=tuple(sorted(names)))))
+        marked_options = options._replace(denylisted_nodes=tuple(sorted(names)))
+        quantized = Model(_quantized(tf_private.quantize, marked, marked_options))
         return _names_restored(quantized, self.model)
 
     def debug_model(
@@ -471,6 +520,7 @@ class CalibratedModel:
             return edit.strip_numeric_verify(Model(data), self.model, whole_model)
         if kind == "float":
             raise OptionError("got kind 'float', which has no quantization error; expected another kind")
+        require_single_subgraph(self.model, "a debug model")
         quantized = self.quantize(kind, **options)
         return edit.debug_pair(self._require_float_model(kind).model, Model(quantized.data), whole_model)
 
@@ -488,6 +538,12 @@ class CalibratedModel:
 
     def __repr__(self) -> str:
         return f"CalibratedModel({len(self.model.main.operators)} operators, calibrated on {self.dataset})"
+
+
+def _quantized(quantize: Callable[..., bytes], model: bytes, options: tf_private.QuantizeOptions) -> bytes:
+    """Calls one of TensorFlow's quantizers in a child: some models end the process."""
+    what = "quantizing the model with TensorFlow"
+    return isolation.call(quantize, model, options, what=what, time_limit=_QUANTIZING_SECONDS, error=ConversionError)
 
 
 # Not a digit, so that the digits which TensorFlow puts behind a name that occurs twice can be told apart from it.
@@ -593,37 +649,38 @@ def check_denylist_ops(model: Model, names: Any) -> tuple[str, ...]:
 
 
 def _float_nodes(calibrated: Model, quantized: Model, options: tf_private.QuantizeOptions) -> tuple[FloatNode, ...]:
-    """Lists the operators of the quantized model that compute in float, with the reason of each."""
-    main = quantized.main
+    """Lists the operators of the quantized model, of all its subgraphs, that compute in float, with the reason of each."""
     result = []
-    for operator in main.operators:
-        outputs = [main.tensors[index] for index in operator.outputs]
-        if operator.name in edit.BRIDGES or not any(tensor.is_float for tensor in outputs):
-            continue
-        node = _calibrated_node(calibrated, outputs[0].name, operator.name)
-        name = calibrated.main.tensors[node.outputs[0]].name if node else outputs[0].name
-        result.append(FloatNode(name, operator.name, _reason(calibrated, node, operator.name, options)))
+    for position, subgraph in enumerate(quantized.subgraphs):
+        source = calibrated.subgraphs[min(position, len(calibrated.subgraphs) - 1)]
+        for operator in subgraph.operators:
+            outputs = [subgraph.tensors[index] for index in operator.outputs]
+            if operator.name in edit.BRIDGES or not any(tensor.is_float for tensor in outputs):
+                continue
+            node = _calibrated_node(source, outputs[0].name, operator.name)
+            name = source.tensors[node.outputs[0]].name if node else outputs[0].name
+            result.append(FloatNode(name, operator.name, _reason(source, node, operator.name, options)))
     return tuple(result)
 
 
-def _calibrated_node(calibrated: Model, name: str, op_name: str) -> Operator | None:
-    nodes = calibrated.main.nodes
+def _calibrated_node(calibrated: Subgraph, name: str, op_name: str) -> Operator | None:
+    nodes = calibrated.nodes
     candidates = nodes.get(_without_digits(name, nodes), [])
     return next((operator for operator in candidates if operator.name == op_name), None)
 
 
-def _reason(calibrated: Model, node: Operator | None, op_name: str, options: tf_private.QuantizeOptions) -> str:
+def _reason(calibrated: Subgraph, node: Operator | None, op_name: str, options: tf_private.QuantizeOptions) -> str:
     if op_name in options.denylisted_ops:
         return f"denylisted operator {op_name}"
     if node is None:
         return f"TensorFlow's quantizer made this {op_name} itself"
-    names = {calibrated.main.tensors[output].name for output in node.outputs}
+    names = {calibrated.tensors[output].name for output in node.outputs}
     if names.intersection(options.denylisted_nodes):
         return "denylisted node"
     activations = [
-        calibrated.main.tensors[index]
+        calibrated.tensors[index]
         for index in (*node.inputs, *node.outputs)
-        if index >= 0 and calibrated.main.tensors[index].is_float and not calibrated.main.tensors[index].is_constant
+        if index >= 0 and calibrated.tensors[index].is_float and not calibrated.tensors[index].is_constant
     ]
     missing = [tensor.name for tensor in activations if tensor.minimum is None]
     if missing:

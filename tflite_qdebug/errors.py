@@ -54,6 +54,10 @@ class DatasetError(QDebugError, ValueError):
     exit_code = 4
 
 
+class NoSampleError(DatasetError):
+    """A dataset has samples, but none for the signature that is asked for."""
+
+
 class ConversionError(QDebugError, RuntimeError):
     """TensorFlow could not convert, calibrate or quantize the model."""
 

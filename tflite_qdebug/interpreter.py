@@ -127,8 +127,13 @@ class Interpreter:
         return interpreter
 
     def _read_details(self) -> None:
-        self.inputs = [TensorInfo(detail) for detail in self._interpreter.get_input_details()]
-        self.outputs = [TensorInfo(detail) for detail in self._interpreter.get_output_details()]
+        try:
+            self.inputs = [TensorInfo(detail) for detail in self._interpreter.get_input_details()]
+            self.outputs = [TensorInfo(detail) for detail in self._interpreter.get_output_details()]
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:  # a name that is no UTF-8, a type that numpy lacks
+            raise InterpreterError(
+                "{} {} cannot describe the model's inputs and outputs: {}".format(self.runtime, self.version, error)
+            ) from error
 
     def feed(self, arrays: Sequence[np.ndarray]) -> None:
         """Sets the inputs.
@@ -158,7 +163,12 @@ class Interpreter:
                         )
                     )
                 array = info.quantization.quantize(array, info.dtype)
-            self._interpreter.set_tensor(info.index, array)
+            try:
+                self._interpreter.set_tensor(info.index, array)
+            except (RuntimeError, ValueError) as error:
+                raise InterpreterError(
+                    "{} {} does not take input {!r}: {}".format(self.runtime, self.version, info.name, str(error).strip())
+                ) from error
 
     def _resize(self, shapes: Sequence[Tuple[int, ...]]) -> None:
         """Gives dynamic inputs the sample's shape; a fixed dimension that differs is an error."""
@@ -169,7 +179,14 @@ class Interpreter:
             if not fits:
                 raise DatasetError("input {!r}: got shape {}, expected {}".format(info.name, tuple(shape), info.dynamic_shape))
             self._interpreter.resize_tensor_input(info.index, shape, strict=True)
-        self._interpreter.allocate_tensors()
+        try:
+            self._interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            raise InterpreterError(
+                "{} {} cannot run the model on inputs of shapes {}: {}".format(
+                    self.runtime, self.version, ", ".join(map(str, shapes)), str(error).strip()
+                )
+            ) from error
         self._read_details()
 
     def invoke(self, arrays: Sequence[np.ndarray]) -> None:
@@ -191,17 +208,30 @@ class Interpreter:
 
     def view(self, index: int) -> np.ndarray:
         """Returns the memory of a tensor, not copied; let go of it before the next `invoke`."""
-        return self._view(index)
+        try:
+            return self._view(index)
+        except (RuntimeError, ValueError) as error:
+            raise self._unreadable(index, error) from error
 
     def read(self, index: int) -> np.ndarray:
-        """Returns a copy of a tensor."""
-        return self._interpreter.get_tensor(index)
+        """Returns a copy of a tensor.
+
+        Raises:
+            InterpreterError: Where it has no values: one that is not computed, or whose memory others have taken.
+        """
+        try:
+            return self._interpreter.get_tensor(index)
+        except (RuntimeError, ValueError) as error:
+            raise self._unreadable(index, error) from error
+
+    def _unreadable(self, index: int, error: Exception) -> InterpreterError:
+        return InterpreterError("{} {} holds no values of tensor {}: {}".format(self.runtime, self.version, index, error))
 
     def read_outputs(self, dequantized: bool = False) -> List[np.ndarray]:
         """Returns copies of the outputs, in output order; ``dequantized``: as float32 where they carry a scale."""
         outputs = []
         for info in self.outputs:
-            values = self._interpreter.get_tensor(info.index)
+            values = self.read(info.index)
             if dequantized and info.quantization is not None and values.dtype != np.float32:
                 values = info.quantization.dequantize(values)
             outputs.append(values)
@@ -209,11 +239,20 @@ class Interpreter:
 
     def reset_variables(self) -> None:
         """Sets the state of recurrent layers back to its beginning."""
-        self._interpreter.reset_all_variables()
+        try:
+            self._interpreter.reset_all_variables()
+        except (RuntimeError, ValueError) as error:
+            raise InterpreterError(
+                "{} {} cannot set the model's variables back: {}".format(self.runtime, self.version, str(error).strip())
+            ) from error
 
     def tensor_infos(self) -> Dict[int, TensorInfo]:
         """Returns what is known of every tensor of the main subgraph, by index."""
         return {int(detail["index"]): TensorInfo(detail) for detail in self._interpreter.get_tensor_details()}
+
+    def delegated(self) -> List[int]:
+        """Returns the indices of the tensors that a delegate computes (XNNPACK is one), as far as others can read them."""
+        return tf_private.delegated_tensors(self._interpreter)
 
     def provenance(self) -> Dict[str, Any]:
         """Returns which code ran, for the saved run."""

@@ -60,23 +60,28 @@ class QuantizationParameters:
         """True where there is more than one scale."""
         return len(self.scale) > 1
 
-    def _shaped(self, rank: int) -> Tuple[np.ndarray, np.ndarray]:
+    def _shaped(self, of: Tuple[int, ...]) -> Tuple[np.ndarray, np.ndarray]:
         if not self.is_per_channel:
             return self.scale[0], self.zero_point[0]
-        shape = [1] * rank
+        if not 0 <= self.axis < len(of) or of[self.axis] != len(self.scale):
+            raise ModelError(
+                "the model is broken: got {} scales along axis {} of a tensor of shape {}, expected one for each "
+                "channel".format(len(self.scale), self.axis, of)
+            )
+        shape = [1] * len(of)
         shape[self.axis] = -1
         return self.scale.reshape(shape), self.zero_point.reshape(shape)
 
     def dequantize(self, values: np.ndarray) -> np.ndarray:
         """Returns the float32 real values of integers, in the same shape."""
-        scale, zero_point = self._shaped(values.ndim)
+        scale, zero_point = self._shaped(values.shape)
         if values.dtype.itemsize <= 2:  # exact in float32, and that is what the kernels compute
             return (values.astype(np.float32) - np.float32(zero_point)) * scale
         return ((values.astype(np.int64) - zero_point) * scale.astype(np.float64)).astype(np.float32)
 
     def quantize(self, values: np.ndarray, dtype: Any) -> np.ndarray:
         """Returns the integers of ``dtype`` that stand for real values, clipped to its range, in the same shape."""
-        scale, zero_point = self._shaped(values.ndim)
+        scale, zero_point = self._shaped(values.shape)
         limits = np.iinfo(dtype)
         steps = np.asarray(values, dtype=np.float32) / scale
         rounded = np.trunc(steps + np.copysign(np.float32(0.5), steps)) + zero_point

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -180,7 +180,12 @@ def evaluate(
         )
     contents = {name: read_model_bytes(getattr(model, "data", model)) for name, model in models.items()}
     dataset = open_dataset(evaluation_dataset, Model(next(iter(contents.values()))).input_specs(), "evaluation dataset", limit)
-    workers = [[backend.open(content) for content in contents.values()] for _ in range(backend.worker_count())]
+
+    def opened() -> list[Interpreter]:
+        return [backend.open(content) for content in contents.values()]
+
+    def described(interpreters: list[Interpreter]) -> list[tuple[str, str, list[str]]]:
+        return [(f"{it.runtime} {it.version}", it.kernels, it.notes) for it in interpreters]
 
     def measure(interpreters: list[Interpreter], sample: Any) -> np.ndarray:
         label = sample.label
@@ -202,14 +207,20 @@ def evaluate(
 
     count = 0
     total = squared = np.zeros((len(contents), len(functions) + 1))
-    for values in map_samples(measure, workers, track(dataset, "evaluating", dataset.length, progress)):
+    own = any(function not in METRICS.values() for function in functions.values())
+    workers = backend.pool(opened, "evaluating the models", finish=described, own_functions=own)
+    samples = track(dataset, "evaluating", dataset.length, progress)
+    if not workers.isolated:
+        samples = _tried(samples, opened, backend)
+    for values in map_samples(measure, workers, samples):
         count += 1
         total, squared = total + values, squared + values**2
     if not count:
         raise DatasetError("the evaluation dataset yielded no samples")
     mean = total / count
     deviation = np.sqrt(np.maximum(squared / count - mean**2, 0) / max(count - 1, 1))
-    notes = dict.fromkeys(f"{name}: {note}" for name, it in zip(contents, workers[0], strict=True) for note in it.notes)
+    interpreters = workers.finished[0]
+    notes = [f"{name}: {note}" for name, (_, _, notes) in zip(contents, interpreters, strict=True) for note in notes]
     scores = [
         ModelScore(
             name,
@@ -217,12 +228,25 @@ def evaluate(
             dict(zip(functions, mean[row].tolist(), strict=False)),
             dict(zip(functions, deviation[row].tolist(), strict=False)),
             float(mean[row, -1]),
-            workers[0][row].kernels,
+            interpreters[row][1],
         )
         for row, (name, content) in enumerate(contents.items())
     ]
-    runtime = "{0.runtime} {0.version}".format(workers[0][0])
-    return Evaluation(count, tuple(scores), dataset.description, runtime, tuple(notes))
+    notes = list(dict.fromkeys(notes + workers.notes))
+    return Evaluation(count, tuple(scores), dataset.description, interpreters[0][0], tuple(notes))
+
+
+def _tried(samples: Iterator[Any], opened: Callable[[], list[Interpreter]], backend: Backend) -> Iterator[Any]:
+    """Yields the samples, after the first has run in a process of its own: the rest will run in this one."""
+
+    def run(inputs: Sequence[np.ndarray]) -> None:
+        for interpreter in opened():
+            interpreter.invoke(inputs)
+
+    for position, sample in enumerate(samples):
+        if not position:
+            backend.apart(run, sample.inputs, what=f"running the models on sample {sample.index}")
+        yield sample
 
 
 def _value(name: str, function: Callable[..., Any], outputs: list[np.ndarray], label: Any, index: int) -> float:

@@ -26,7 +26,7 @@ from tflite_qdebug.datasets.sources import (
     TfDataSource,
 )
 from tflite_qdebug.datasets.tfds import from_tfds
-from tflite_qdebug.errors import DatasetError, OptionError, QDebugError, did_you_mean
+from tflite_qdebug.errors import DatasetError, NoSampleError, OptionError, QDebugError, did_you_mean
 
 IMAGE_OPTIONS = ("size", "scale", "offset", "mode", "resample")
 TFDS_OPTIONS = ("split", "data_dir", "image", "label", *IMAGE_OPTIONS)
@@ -98,7 +98,7 @@ class Dataset:
             yield Sample(count, arrays, label, signature or self.signature)
             count += 1
         if not count:
-            raise DatasetError(f"{self.role}: {self.source.description} has no sample for the signature {self.signature!r}")
+            raise NoSampleError(f"{self.role}: {self.source.description} has no sample for the signature {self.signature!r}")
         self.length = count
 
     def _elements(self) -> Iterator[Tuple[Any, bool]]:
@@ -229,6 +229,20 @@ def open_dataset(
             raise DatasetError("the samples never end (repeat()), give a limit")
     labels = role == "evaluation dataset" if labels is None else labels
     return Dataset(found, inputs, role, limit, signature, labels, skip_others)
+
+
+def first_signature(dataset: Dataset) -> Optional[str]:
+    """Returns the signature that the first sample is for, or None where samples do not say; reads that sample alone.
+
+    A one-shot iterator is not touched: its samples are for one signature.
+    """
+    if isinstance(dataset.source, IteratorSource):
+        return None
+    try:
+        element = next(dataset.source.start().read(dataset.inputs), None)
+        return split_element(element, dataset.inputs, dataset.labels)[2] if element is not None else None
+    except Exception:  # the pass over the dataset meets it again, and says which sample it was
+        return None
 
 
 def _as_source(source: Any) -> Source:

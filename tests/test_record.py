@@ -184,7 +184,7 @@ def test_worst_puts_nan_and_infinity_first_and_what_has_no_scale_last() -> None:
         layer("coarse", 4.0),
     ]
     run = run_of([(0, sample(0.5, 2.0, math.nan, 8.0, 2.0))], layers)
-    names = [layers[position].node for position in run.worst()]
+    names = [layers[position].node for position in run.worst("rmse_over_scale")]
     assert names == ["nan", "large", "small", "coarse", "float"]  # coarse: 2 / 4 steps, as small, which comes first
     assert [layers[position].node for position in run.worst("rmse")][:2] == ["nan", "float"]
     assert [layers[position].node for position in run.worst("sqnr_db", 3)] == ["nan", "float", "large"]
@@ -223,3 +223,13 @@ def test_tensorflow_statistics_are_means_over_samples() -> None:
     row = run.tensorflow_statistics()["NumericVerify/a:1"]
     expected = {"num_elements": 64.0, "stddev": 0.5, "mean_error": 0.0, "max_abs_error": 2.0, "mean_squared_error": 0.3125}
     assert row == {**expected, "mine": 9.0}
+
+
+def test_severity_ranks_layers_of_all_kinds() -> None:
+    layers = [layer("coarse"), layer("float", None, "float32"), layer("fine", 1e-3, "int16")]
+    run = run_of([(0, sample(0.2, 0.1, 0.3))], layers)
+    statistics = run.statistics
+    error = np.maximum(statistics.rmse, statistics.max_abs_error / 6)
+    step = np.array([layers[0].scale, np.sqrt(statistics.sums[1, 3] / statistics.sums[1, 0]) / 42, 0.256])
+    np.testing.assert_allclose(run.severity(), error / step)
+    assert run.worst() == [int(position) for position in np.argsort(-error / step)]

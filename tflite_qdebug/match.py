@@ -40,9 +40,14 @@ _ALIKE = (
 )
 _CLASS = {name: names[0] for names in _ALIKE for name in names}
 _ACTIVATIONS = ("RELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "TANH", "LEAKY_RELU", "PRELU", "MINIMUM", "MAXIMUM")
+# Those that a range of integers can do instead, and the schema's code of those that can be fused.
+_CLIPPING = ("RELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "MINIMUM", "MAXIMUM")
+_FUSED = {"RELU": 1, "RELU_N1_TO_1": 2, "RELU6": 3, "TANH": 4}
 # Operators with one activation that one tool inserts or leaves out where another does not.
 _PASSED = (*_ACTIVATIONS, "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "PAD", "PADV2", "TRANSPOSE", "CAST")
 _MOST_PASSED = 3
+# How many operators are tried for one that neither names, weights nor neighbours speak for.
+_NEAREST = 40
 _SAMPLED_WEIGHTS = 4096
 # Trained anew with quantization in the loop, a layer's weights keep a cosine of 0.98 to their own, and below 0.3 to others.
 _NEAR = 0.9
@@ -89,6 +94,7 @@ class Graph:
         self.model, self.subgraph = model, model.main
         self.operators = [operator for operator in self.subgraph.operators if operator.name not in BRIDGES]
         self._readers: dict[int, list[Operator]] = {}
+        self._activations: dict[int, dict[int, int]] = {}
         for operator in self.operators:
             for root in dict.fromkeys(self.activations(operator).values()):
                 self._readers.setdefault(root, []).append(operator)
@@ -124,11 +130,13 @@ class Graph:
 
     def activations(self, operator: Operator) -> dict[int, int]:
         """Returns the values that an operator computes with: ``{input position: root}``."""
-        return {
-            position: self.root(index)
-            for position, index in enumerate(operator.inputs)
-            if index >= 0 and not self.is_constant(index) and not self.tensor(self.root(index)).is_variable
-        }
+        if operator.index not in self._activations:
+            self._activations[operator.index] = {
+                position: self.root(index)
+                for position, index in enumerate(operator.inputs)
+                if index >= 0 and not self.is_constant(index) and not self.tensor(self.root(index)).is_variable
+            }
+        return self._activations[operator.index]
 
     def is_numeric(self, index: int) -> bool:
         """True for a tensor of real numbers, float or quantized, unlike shapes, indices and masks."""
@@ -180,6 +188,11 @@ def _fits(first: Tensor, second: Tensor, exactly: bool = True) -> bool:
         pairs = zip(reversed(first.shape), reversed(second.shape), strict=False)
         return not exactly or all(-1 in pair or pair[0] == pair[1] for pair in pairs)
     return ours == theirs if exactly else int(np.prod(ours)) == int(np.prod(theirs))
+
+
+def _is_permuted(first: Tensor, second: Tensor) -> bool:
+    """True where two shapes have the same dimensions in any order."""
+    return sorted(first.shape) == sorted(second.shape)
 
 
 _SUFFIXES = re.compile(r"(_int8|_int16|_quantized|_dequant(ized?)?|:\d+)+$")
@@ -309,11 +322,15 @@ class _Matcher:
             weight += max(8.0 * (similarity - 0.5), -1.0)
         elif self.ours.weights(first) is not None and self.theirs.weights(second) is not None:
             weight -= 2.0  # weights of different size
-        shapes = [_fits(self.ours.tensor(a), self.theirs.tensor(b)) for a, b in zip(first.outputs, second.outputs, strict=True)]
-        weight += 1.0 if all(shapes) else -1.0
+        outputs = list(zip(first.outputs, second.outputs, strict=True))
+        shapes = [_fits(self.ours.tensor(a), self.theirs.tensor(b)) for a, b in outputs]
+        if not all(shapes):
+            turned = all(_is_permuted(self.ours.tensor(a), self.theirs.tensor(b)) for a, b in outputs)
+            weight -= 0.0 if turned else 1.0
+        else:
+            weight += 1.0
         weight += 2.0 * self._agreeing_inputs(first, second)
-        places = self.position[0][mine] / len(self.position[0]), self.position[1][other] / len(self.position[1])
-        weight += 0.5 * (1.0 - abs(places[0] - places[1]))
+        weight += 0.5 * (1.0 - self._distance(mine, other))
         heapq.heappush(self.heap, (-weight, next(self.tries), mine, other))
 
     def _agreeing_inputs(self, first: Operator, second: Operator) -> float:
@@ -324,11 +341,16 @@ class _Matcher:
             return 0.0
         score = 0.0
         for position in shared:
-            above, beside = self.ours.producer(mine[position]), self.theirs.producer(others[position])
-            if above is None or beside is None:
+            above = [operator.index for operator, _ in _upward(self.ours, mine[position])]
+            beside = [operator.index for operator, _ in _upward(self.theirs, others[position])]
+            if not above or not beside:
                 score += 1.0 if self.inputs.get(mine[position]) == others[position] else 0.0
-            elif above.index in self.found or beside.index in self.taken:
-                score += 1.0 if self.found.get(above.index) == beside.index else -0.5
+            elif self.found.get(above[0]) == beside[0]:
+                score += 1.0
+            elif any(self.found.get(index) in beside for index in above):  # one tool inserted something
+                score += 0.7
+            elif above[0] in self.found or beside[0] in self.taken:
+                score -= 0.5
         return score / len(shared)
 
     def _accept(self) -> None:
@@ -354,18 +376,32 @@ class _Matcher:
             self._propose(below.index, beside.index, 1.0 - 0.3 * (passed + skipped))
 
     def _align_rest(self) -> None:
-        """Proposes what is left in the order of execution, between the pairs that are found."""
-        left = [op for op in self.theirs.operators if op.index not in self.taken and self.theirs.computes(op)]
-        free = [op for op in self.ours.operators if op.index not in self.found and self.ours.computes(op)]
-        for second in left:
-            for first in free:
+        """Proposes what is left: each operator and those of its kind that stand about where it stands in the order."""
+        free: dict[str, list[Operator]] = {}
+        for op in self.ours.operators:
+            if op.index not in self.found and self.ours.computes(op):
+                free.setdefault(_CLASS.get(op.name, op.name), []).append(op)
+        for second in self.theirs.operators:
+            if second.index in self.taken or not self.theirs.computes(second):
+                continue
+            alike = free.get(_CLASS.get(second.name, second.name), [])
+            for first in heapq.nsmallest(_NEAREST, alike, lambda op: self._distance(op.index, second.index)):  # noqa: B023
                 self._propose(first.index, second.index)
+
+    def _distance(self, mine: int, other: int) -> float:
+        """Returns how far apart two operators stand, from 0 to 1 of a model's length."""
+        places = self.position[0][mine] / len(self.position[0]), self.position[1][other] / len(self.position[1])
+        return abs(places[0] - places[1])
 
     def _values(self) -> dict[int, int]:
         values = dict(self.inputs)
         taken = set(values.values())
-        for mine, other in self.found.items():
+        turned: set[int] = set()
+        for mine, other in sorted(self.found.items()):
             first, second = self.ours.subgraph.operators[mine], self.theirs.subgraph.operators[other]
+            if self._is_turned(first, second, turned):
+                turned.add(mine)
+                continue
             for a, b in zip(first.outputs, second.outputs, strict=True):
                 a, b = self._through_activation(first, second, a, b)
                 same = first.name == second.name and first.name not in _CLASS
@@ -379,26 +415,44 @@ class _Matcher:
                 taken.add(b)
         return values
 
+    def _is_turned(self, first: Operator, second: Operator, turned: Container[int]) -> bool:
+        """True where a TRANSPOSE on one side alone gives a pair the same values in another order, of whatever shape."""
+        mine, others = self.ours.activations(first), self.theirs.activations(second)
+        for position in mine.keys() & others.keys():
+            above, count = _transposes(self.ours, mine[position], self.found)
+            _, more = _transposes(self.theirs, others[position], self.taken)
+            if (count + more + (above in turned)) % 2:
+                return True
+        return False
+
     def _same_sort(self, mine: int, other: int) -> bool:
         """True where both are of real numbers, or both of the same type of integers."""
         first, second = self.ours.tensor(mine), self.theirs.tensor(other)
         return first.dtype == second.dtype or (self.ours.is_numeric(mine) and self.theirs.is_numeric(other))
 
     def _through_activation(self, first: Operator, second: Operator, mine: int, other: int) -> tuple[int, int]:
-        """Returns the outputs, behind an activation function that is an operator on one side and fused on the other."""
-        if first.index in self.found and second.index in self.taken:
-            mine = self._behind(self.ours, first, mine, self.found)
-            other = self._behind(self.theirs, second, other, self.taken)
+        """Returns the outputs, behind an activation function that is an operator on one side and not on the other."""
+        ahead, beside = self._activation(self.ours, first, mine), self._activation(self.theirs, second, other)
+        if ahead is not None and ahead.index not in self.found and self._does(self.theirs, second, beside, ahead.name):
+            mine = ahead.outputs[0]
+        if beside is not None and beside.index not in self.taken and self._does(self.ours, first, ahead, beside.name):
+            other = beside.outputs[0]
         return mine, other
 
     @staticmethod
-    def _behind(graph: Graph, operator: Operator, output: int, matched: Container[int]) -> int:
-        if graph.activation_functions[operator.index] or output in graph.outputs:
-            return output
+    def _activation(graph: Graph, operator: Operator, output: int) -> Operator | None:
+        """Returns the activation function that alone reads an output, where none is fused."""
         readers = graph.readers(output)
-        if len(readers) == 1 and readers[0].name in _ACTIVATIONS and readers[0].index not in matched:
-            return readers[0].outputs[0]
-        return output
+        alone = not graph.activation_functions[operator.index] and output not in graph.outputs and len(readers) == 1
+        return readers[0] if alone and readers[0].name in _ACTIVATIONS else None
+
+    @staticmethod
+    def _does(graph: Graph, operator: Operator, activation: Operator | None, name: str) -> bool:
+        """True where an operator applies an activation function itself: fused, or, if that only clips, by its range."""
+        fused = graph.activation_functions[operator.index]
+        if name in _FUSED:
+            return fused == _FUSED[name] or (name in _CLIPPING and (bool(fused) or activation is None))
+        return name in _CLIPPING and activation is None
 
     def _described(self, mine: int, other: int, values: Mapping[int, int]) -> OperatorMatch:
         first, second = self.ours.subgraph.operators[mine], self.theirs.subgraph.operators[other]
@@ -421,6 +475,16 @@ class _Matcher:
 
 def _missing(graph: Graph, known: Container[int]) -> tuple[int, ...]:
     return tuple(op.index for op in graph.operators if graph.computes(op) and op.index not in known)
+
+
+def _transposes(graph: Graph, root: int, known: Container[int]) -> tuple[int, int]:
+    """Returns the matched operator that a value comes from, -1 for none, and how many TRANSPOSE lie between."""
+    count = 0
+    for producer, _ in _upward(graph, root):
+        if producer.index in known:
+            return producer.index, count
+        count += producer.name == "TRANSPOSE"
+    return -1, count
 
 
 def _upward(graph: Graph, root: int) -> Iterator[tuple[Operator, int]]:
@@ -450,9 +514,18 @@ def _same_names(ours: Graph, theirs: Graph) -> dict[tuple[int, int], float]:
     for simplify, weight in ((_simplified, 3.0), (lambda name: name, 6.0)):
         mine, others = (_Names(graph, simplify).places for graph in (ours, theirs))
         for name in mine.keys() & others.keys():
-            if mine[name][1] == others[name][1]:  # the same of several outputs
-                found[mine[name][0], others[name][0]] = weight
+            # TensorFlow's quantizer adds digits: its relu_11 may be relu_1 as well.
+            misleading = name[-1].isdigit() and name[:-1] in mine and name[:-1] not in others
+            (first, place), (second, other) = mine[name], others[name]
+            if place == other and not misleading and _same_size(ours, first, theirs, second):
+                found[first, second] = weight
     return found
+
+
+def _same_size(ours: Graph, first: int, theirs: Graph, second: int) -> bool:
+    mine, others = ours.subgraph.operators[first].outputs, theirs.subgraph.operators[second].outputs
+    pairs = zip(mine, others, strict=False)
+    return all(_fits(ours.tensor(a), theirs.tensor(b), exactly=False) for a, b in pairs)
 
 
 def _similarities(ours: Graph, theirs: Graph) -> dict[tuple[int, int], float]:

@@ -85,7 +85,9 @@ class Run:
             not exist; empty where it was not asked for. ``weights``: on the same dequantized inputs, the float operator with
             dequantized weights less the one with float weights; ``output``: the quantized operator less that, so rounding,
             clipping and the kernel's own arithmetic; ``input``: the float operator on dequantized inputs less the float model
-            on its own; ``accumulated``: the sum of the three, the quantized model less the float model.
+            on its own; ``accumulated``: the sum of the three, the quantized model less the float model. Apart from these,
+            ``own``: the quantized operator less the float twin, both on the float model's own values, rounded as the
+            operator's inputs are: what it adds where all before it is sound.
         whole: Each of the model's outputs against the float model's: ``{"quantized", "weights", "activations": one row per
             output}``, the last two with weights alone and activations alone quantized.
         outputs: Names of the outputs that ``whole`` has rows for.
@@ -121,9 +123,9 @@ class Run:
 
         Units: ``scale``, ``bias``, ``rmse``, ``max_abs_error``, ``range`` and ``worst_rmse`` are in the tensor's real units,
         ``sqnr_db`` in dB, shares between 0 and 1. ``range`` is ``scale`` times the number of steps (255 for int8).
-        ``rmse_over_scale`` has a floor of 1 / sqrt(12) = 0.2887 for pure rounding. Where the error was split, ``weights_rmse``,
-        ``output_rmse``, ``input_rmse`` and ``accumulated_rmse`` are its parts, as in `parts`; they add up as values, not as
-        RMSE.
+        ``rmse_over_scale`` has a floor of 1 / sqrt(12) = 0.2887 for pure rounding; `severity` tells of ``severity``. Where the
+        error was split, ``weights_rmse``, ``output_rmse``, ``input_rmse``, ``accumulated_rmse`` and ``own_rmse`` are its
+        parts, as in `parts`; they add up as values, not as RMSE.
         """
         statistics = self.statistics
         scale = np.array([math.nan if layer.scale is None else layer.scale for layer in self.layers])
@@ -151,6 +153,7 @@ class Run:
                 "range_used": statistics.range_used(levels),
                 "worst_sample": statistics.worst_sample,
                 "worst_rmse": np.sqrt(np.maximum(statistics.worst_mean_squared_error, 0.0)),
+                "severity": self.severity(),
             }
         for name, values in self.metrics.items():
             # A user's metric may be called like a column of ours, and must not pass for it.
@@ -176,19 +179,50 @@ class Run:
             ) from error
         return pandas.DataFrame(self.columns())
 
-    def worst(self, criterion: str = "rmse_over_scale", count: Optional[int] = None) -> List[int]:
+    def severity(self) -> np.ndarray:
+        """Returns the error of each layer in steps of 8 bits, by which layers of all kinds rank; float64 ``(layers,)``.
+
+        It is the RMSE, or a sixth of the greatest error where that is more: noise does not get beyond six times its RMSE, and
+        one bad channel among hundreds hardly moves the RMSE. The step of an 8-bit tensor is its scale, that of a 16-bit
+        tensor 256 times its scale, and that of a float tensor 1/42 of the root mean square of its values: an 8-bit tensor
+        from -3 to 3 times that has it. Where the error was split, it is that of the part ``own``, which errors of the layers
+        before it do not touch; otherwise a layer also answers for clipping what a broken layer before it made too large.
+        """
+        own = self.parts.get("own")
+        result = self._in_steps(self.statistics)
+        return result if own is None else np.where(own.num_elements > 0, self._in_steps(own), result)
+
+    def _in_steps(self, statistics: ErrorStatistics) -> np.ndarray:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            floating = np.sqrt(statistics.sums[:, 3] / statistics.sums[:, 0]) / 42.0
+            scaled = [math.nan if layer.scale is None else layer.scale * layer.levels / 256.0 for layer in self.layers]
+            error = np.maximum(statistics.rmse, statistics.max_abs_error / 6.0)
+            return error / np.where(np.isnan(scaled), floating, scaled)
+
+    @property
+    def default_criterion(self) -> str:
+        """The column that ranks the layers: ``rmse_over_scale`` or ``severity``.
+
+        The former where all have steps of 8 bits and the error was not split. Steps of 8 and of 16 bits are not of one size,
+        and floats have none.
+        """
+        comparable = all(layer.scale is not None and layer.levels == 256 for layer in self.layers)
+        return "rmse_over_scale" if comparable and "own" not in self.parts else "severity"
+
+    def worst(self, criterion: Optional[str] = None, count: Optional[int] = None) -> List[int]:
         """Returns the positions of the worst layers, worst first.
 
         Args:
-            criterion: A numeric column; large is bad (of ``bias`` its size), except for ``sqnr_db`` and ``cosine``, where
-                small is. NaN and infinity count as the worst of all where they come from the values, and last where the
-                column does not apply to a layer (a float tensor has no scale).
+            criterion: None: `default_criterion`. Else a numeric column; large is bad (of ``bias`` its size), except for
+                ``sqnr_db`` and ``cosine``, where small is. NaN and infinity count as the worst of all where they come from
+                the values, and last where the column does not apply to a layer (a float tensor has no scale).
             count: How many; all where None.
 
         Raises:
             OptionError: For a column that does not exist or holds no numbers.
         """
         columns = self.columns()
+        criterion = self.default_criterion if criterion is None else criterion
         if criterion not in columns or columns[criterion].dtype == object:
             names = [name for name, values in columns.items() if values.dtype != object]
             raise OptionError(

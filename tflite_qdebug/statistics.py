@@ -89,9 +89,10 @@ class ErrorStatistics:
         """Returns the statistics of some layers; a row of -1 is one of no element."""
         selected = ErrorStatistics(len(rows))
         selected.samples = self.samples
-        known = np.flatnonzero(np.asarray(rows) >= 0)
+        places = np.asarray(rows, dtype=np.int64)  # of an empty list too
+        known = np.flatnonzero(places >= 0)
         for name in self._FIELDS:
-            getattr(selected, name)[known] = getattr(self, name)[np.asarray(rows)[known]]
+            getattr(selected, name)[known] = getattr(self, name)[places[known]]
         return selected
 
     def add(self, index: int, sample: SampleSums) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -60,7 +61,7 @@ def layer_error(
 
 def run_debug_model(
     debug_model: DebugModel,
-    dataset: Dataset,
+    dataset: Dataset | RealValued,
     backend: Backend | None = None,
     metrics: LayerMetrics | None = None,
     float_model: bytes | None = None,
@@ -114,7 +115,7 @@ def run_debug_model(
         collected = collect_layer_errors(
             debug_model.data,
             compared,
-            RealValued(dataset, debug_model.scales),
+            dataset if isinstance(dataset, RealValued) else RealValued(dataset, debug_model.scales),
             backend,
             metrics,
             float_model if metrics.model else None,
@@ -122,6 +123,7 @@ def run_debug_model(
             debug_model.stateful and reset,
             progress,
             f"measuring {count} layers",
+            sequence=debug_model.stateful and not reset,
         )
     except BaseException as error:
         if hasattr(error, "collected"):
@@ -156,16 +158,20 @@ class RealValued:
         self._rest: Iterator[Sample] | None = None
         self.role, self.length = dataset.role, dataset.length
 
-    def first(self) -> Sample:
-        """Returns the first sample, which the next pass yields all the same.
+    @property
+    def description(self) -> str:
+        """As of the dataset."""
+        return self._dataset.description
+
+    def ahead(self, count: int) -> list[Sample]:
+        """Returns the first samples, so many at most, which the next pass yields all the same.
 
         Raises:
-            DatasetError: Where there is none, or it is wrong.
+            DatasetError: Where one of them is wrong, or there is none.
         """
-        if not self._ahead:
-            self._rest = self._samples()
-            self._ahead = [next(self._rest)]
-        return self._ahead[0]
+        self._rest = self._rest or self._samples()
+        self._ahead += itertools.islice(self._rest, max(0, count - len(self._ahead)))
+        return self._ahead[:count]
 
     def __iter__(self) -> Iterator[Sample]:
         ahead, rest = self._ahead, self._rest or self._samples()

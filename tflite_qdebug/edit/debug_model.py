@@ -14,8 +14,10 @@ __all__ = ["ADDED", "BRIDGES", "NUMERIC_VERIFY", "PARTS", "DebugModel", "tensors
 NUMERIC_VERIFY = "NumericVerify"
 #: The parts of an error. With ``e`` the float twin on dequantized inputs: ``weights``: the same twin with dequantized weights,
 #: less ``e``; ``output``: the quantized operator less that twin, so rounding, clipping and the kernel's own arithmetic;
-#: ``input``: ``e`` less the float model on its own inputs; ``accumulated``: the sum of the three.
-PARTS = ("weights", "output", "input", "accumulated")
+#: ``input``: ``e`` less the float model on its own inputs; ``accumulated``: the sum of the three. Apart from these, ``own``:
+#: the quantized operator less the float twin, both on the float model's own values, rounded as the operator's inputs are:
+#: what it adds where all before it is sound.
+PARTS = ("weights", "output", "input", "accumulated", "own")
 # Operators that only carry values between float and integers.
 BRIDGES = ("QUANTIZE", "DEQUANTIZE")
 # Operators that a debug model has and the model that it was made from has not.

@@ -18,7 +18,7 @@ from tflite_qdebug.edit.flatbuffer import append_outputs, pack, unpack
 from tflite_qdebug.edit.twins import SHARED_STATE, Source, TwinWriter
 from tflite_qdebug.errors import ModelError
 from tflite_qdebug.match import AGREES, Graph, Match, match_models
-from tflite_qdebug.model import Model, Operator, Tensor
+from tflite_qdebug.model import Model, Operator, Tensor, refuses_broken_models
 from tflite_qdebug.quantization import QuantizationParameters
 from tflite_qdebug.record import Layer
 
@@ -29,6 +29,7 @@ FLOAT_MODEL, DEQUANTIZED = "float model", "dequantized weights"
 _STRANGE = 0.5
 
 
+@refuses_broken_models
 def debug_pair(
     float_model: Model | None,
     quantized_model: Model,
@@ -190,14 +191,19 @@ class _PairBuilder:
                 output=(quantized.index, source),
                 input=None if chain in (None, source) else (source, chain),
                 accumulated=None if chain is None else (quantized.index, chain),
+                own=None if chain is None else (self._twins.as_integers(chain, quantized.index), chain),
             )
 
     def _add_parts(self, **pairs: tuple[int | None, int | None] | None) -> None:
         """Adds what the last layer's error is made of: ``(tensor with the error, tensor without)``, or None."""
         layer = self._layers[-1]
         for name, pair in pairs.items():
-            known = pair is not None and None not in pair
-            self._parts[name].append(_between(layer, *pair) if known else None)  # type: ignore[misc, arg-type]
+            if pair is None or pair[0] is None or pair[1] is None:
+                self._parts[name].append(None)
+            elif name == "own":
+                self._parts[name].append(dataclasses.replace(layer, tensor_idx=pair[0], float_idx=pair[1]))
+            else:
+                self._parts[name].append(_between(layer, pair[0], pair[1]))
 
     def _add_row(self, operator: Operator, output: int) -> None:
         row = self._row(operator, output)
@@ -228,7 +234,23 @@ class _PairBuilder:
             output=(quantized, changed),
             input=(twin, chain),
             accumulated=(quantized, chain),
+            own=self._on_sound_inputs(row, source, source.at.get(quantized)),
         )
+
+    def _on_sound_inputs(self, row: _Row, source: Source, place: int | None) -> tuple[int | None, int | None] | None:
+        """Returns what quantized operators and twin give for the float model's own values; None where these are not known."""
+        if place is None:
+            return None
+        operators, met = source.region(place, source.values)
+        chains = {root: self._twins.chain(source, root) for root in met}
+        roots = {source.at[root] for root in row.feeds if root in source.at}
+        if None in chains.values() or len(roots) < len(row.feeds) or not roots <= chains.keys():
+            return None
+        entries = {root: row.feeds.get(source.values[root], self._default_entry(source.values[root])) for root in met}
+        feeds = {root: self._twins.rounded(chain, entries[root]) for root, chain in chains.items() if chain is not None}
+        twin = self._twins.compute(source, operators, feeds, place)
+        chosen = {entries[root]: chains[root] for root in roots}
+        return self._twins.again(row.tensor.index, chosen), twin  # type: ignore[arg-type]
 
     def _row(self, operator: Operator, output: int) -> _Row:
         own = self._reference.at.get(output)
@@ -436,7 +458,7 @@ def _layer(node: str, op_name: str, operator: int, quantized: Tensor, reference:
 
 
 def _between(layer: Layer, tensor: int, reference: int) -> Layer:
-    """Returns the layer with other tensors to be compared; all but its own quantized one are float."""
+    """Returns the layer with other tensors to be compared, float ones in general."""
     if tensor == layer.tensor_idx:
         return dataclasses.replace(layer, float_idx=reference)
     return dataclasses.replace(layer, tensor_idx=tensor, float_idx=reference, dtype="float32", scale=None, zero_point=None)

@@ -93,7 +93,8 @@ class TwinWriter:
         self._copies: dict[Any, list[int]] = {}
         self._called: dict[tuple[str, int], int] = {}
         self._chains: dict[tuple[str, int], int | None] = {}
-        self._roundings: dict[tuple[str, int], int] = {}
+        self._roundings: dict[tuple[int, int], int] = {}
+        self._integers: dict[tuple[int, int], int] = {}
 
     def open_input(self, index: int) -> None:
         """Makes an input of integers float, with a QUANTIZE behind it, so that its rounding can be seen."""
@@ -191,9 +192,7 @@ class TwinWriter:
         """Returns a value as its readers get it: rounded, where the source wants it so."""
         if root not in source.rounded:
             return tensor
-        if (source.name, tensor) not in self._roundings:
-            self._roundings[source.name, tensor] = self._rounded(tensor, source.rounded[root])
-        return self._roundings[source.name, tensor]
+        return self.rounded(tensor, source.rounded[root])
 
     def _remembered_state(self, source: Source, operator: Operator, inputs: list[int]) -> list[int]:
         stateless = tuple(
@@ -214,13 +213,68 @@ class TwinWriter:
                 self._chains[key] = self.compute(source, operators, feeds, output)
         return self._chains[key]
 
-    def _rounded(self, index: int, like: int) -> int:
-        """Returns the tensor behind a QUANTIZE and a DEQUANTIZE with the parameters of a tensor of the quantized model."""
+    def rounded(self, index: int, like: int) -> int:
+        """Returns float values rounded and clipped as a tensor of the quantized model is, float again."""
+        integers = self.as_integers(index, like)
+        if integers == index:
+            return index
+        if (index, like) not in self._roundings:
+            back, target = self.writer.dequantize(integers, self._graph.tensor(like).name + "_rounded_float", 2)
+            self.appended.append(back)
+            self._roundings[index, like] = target
+        return self._roundings[index, like]
+
+    def as_integers(self, index: int, like: int) -> int:
+        """Returns float values quantized as a tensor of the quantized model is; as they are where that one is float."""
+        main, quantized = self.writer.main, self._graph.tensor(like)
+        if not quantized.is_quantized:
+            return index
+        if (index, like) not in self._integers:
+            integers = self.writer.add_tensor(quantized.name + "_rounded", main.tensors[index], main.tensors[like].type)
+            main.tensors[integers].quantization = main.tensors[like].quantization
+            self.appended.append(self._quantize(index, integers, quantized.dtype))
+            self._integers[index, like] = integers
+        return self._integers[index, like]
+
+    def again(self, output: int, feeds: Mapping[int, int]) -> int | None:
+        """Copies the quantized operators between other values and a tensor; returns its copy, None where a value is missing.
+
+        Args:
+            output: The tensor of the quantized model.
+            feeds: ``{tensor of the quantized model: float tensor}``, to be read in its place, rounded as it is.
+        """
         main = self.writer.main
-        quantized = self._graph.tensor(like)
-        integers = self.writer.add_tensor(quantized.name + "_rounded", main.tensors[index], main.tensors[like].type)
-        main.tensors[integers].quantization = main.tensors[like].quantization
-        operator = self._quantize(index, integers, quantized.dtype)
-        back, target = self.writer.dequantize(integers, quantized.name + "_rounded_float", 2)
-        self.appended += [operator, back]
-        return target
+        known = {index: self.as_integers(tensor, index) for index, tensor in feeds.items()}
+        for operator in self._between(output, feeds):
+            if operator.name in SHARED_STATE:
+                return None
+            table = copy.copy(self.unpacked.subgraphs[self._graph.subgraph.index].operators[operator.index])
+            inputs = []
+            for index in operator.inputs:
+                tensor = None if index < 0 else self._graph.tensor(index)
+                if tensor is not None and tensor.is_variable:
+                    main.tensors.append(copy.copy(main.tensors[index]))
+                    inputs.append(len(main.tensors) - 1)
+                elif tensor is None or tensor.is_constant or index in known:
+                    inputs.append(known.get(index, index))
+                else:
+                    return None
+            for index in operator.outputs:
+                main.tensors.append(copy.copy(main.tensors[index]))
+                known[index] = len(main.tensors) - 1
+            table.inputs = np.array(inputs, dtype=np.int32)
+            table.outputs = np.array([known[index] for index in operator.outputs], dtype=np.int32)
+            self.appended.append(table)
+        return known.get(output)
+
+    def _between(self, output: int, feeds: Mapping[int, int]) -> list[Operator]:
+        """Returns the operators of the quantized model, bridges and all, that compute a tensor out of others."""
+        found: dict[int, Operator] = {}
+        waiting = [output]
+        while waiting:
+            index = waiting.pop()
+            producer = None if index in feeds else self._graph.subgraph.producers.get(index)
+            if producer is not None and producer.index not in found:
+                found[producer.index] = producer
+                waiting += [index for index in producer.inputs if index >= 0]
+        return [found[index] for index in sorted(found)]

@@ -62,12 +62,16 @@ def shortened(name: str, width: int) -> str:
     return first + end
 
 
-def layer_table(run: Run, positions: Sequence[int], name_width: int = 48) -> tuple[list[str], list[list[str]]]:
-    """Returns header and rows of the layers at ``positions``, as text."""
+def layer_table(
+    run: Run, positions: Sequence[int], name_width: int = 48, criterion: str = ""
+) -> tuple[list[str], list[list[str]]]:
+    """Returns header and rows of the layers at ``positions``, as text, with the column that ranks them."""
     columns = run.columns()
     header = ["#", "operator", "node", "RMSE/scale", "SQNR dB", "cosine", "bias", "max error", "scale", "at ends %", "worst"]
     shares = part_shares(run)
     header += [f"{name} %" for name in shares]
+    ranked = ["severity"] if criterion == "severity" else []
+    header[3:3] = ranked
     rows = []
     for position in positions:
         ends = 100 * (columns["saturated_low"][position] + columns["saturated_high"][position])
@@ -76,6 +80,7 @@ def layer_table(run: Run, positions: Sequence[int], name_width: int = 48) -> tup
                 str(position),
                 str(columns["op_name"][position]),
                 shortened(str(columns["node"][position]), name_width),
+                *(number(columns[name][position], 3) for name in ranked),
                 number(columns["rmse_over_scale"][position], 3),
                 number(columns["sqnr_db"][position], 3),
                 number(columns["cosine"][position], 4),
@@ -164,6 +169,10 @@ _DISPENSABLE = (
     "± s.e.",
     "same answer",
     "kernels",
+    "differing %",
+    "accumulated",
+    "error A",
+    "error B",
 )
 
 

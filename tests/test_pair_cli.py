@@ -43,7 +43,8 @@ def test_a_pair_gives_what_the_converter_path_gives(models: Path, tmp_path: Path
     assert main(["run", "example", "--limit", "20", "--output", str(tmp_path / "own"), "--kind", "int8", QUIET]) == 0
     pair, own = Run.load(tmp_path / "pair" / "run.json"), Run.load(tmp_path / "own" / "run.json")
     # Calibrated on 20 samples here, on all there: the ranges differ, the worst layers do not.
-    assert [pair.layers[i].node for i in pair.worst(count=3)] == [own.layers[i].node for i in own.worst(count=3)]
+    worst = [[run.layers[i].node for i in run.worst("rmse_over_scale", 3)] for run in (pair, own)]
+    assert worst[0] == worst[1]
     rows = table(tmp_path / "pair" / "layers.csv")
     assert [row["reference"] for row in rows] == ["float model"] * len(rows)
     assert all(row["matched_by"] for row in rows)
@@ -53,7 +54,7 @@ def test_parts_add_up_and_are_shown(models: Path, capsys: pytest.CaptureFixture[
     words = ["--float", "example", "--quantized", str(models / "example_int8.tflite"), "--debug-data", "example"]
     assert main(["run", *words, "--limit", "5", "--parts", "--json", QUIET]) == 0
     run = json.loads(capsys.readouterr().out)
-    assert set(run["parts"]) == {"weights", "output", "input", "accumulated"}
+    assert set(run["parts"]) >= {"weights", "output", "input", "accumulated"}
     sums = {name: np.array(part["sums"]) for name, part in run["parts"].items()}
     total = sums["weights"][:, 1] + sums["output"][:, 1] + sums["input"][:, 1]
     scale = np.sqrt(sums["accumulated"][:, 2] * sums["accumulated"][:, 0])
@@ -111,7 +112,7 @@ def test_integer_samples_are_taken_as_they_are(models: Path, tmp_path: Path) -> 
         (["--quantized", "x.tflite", "--debug-data", "example", "--kind", "int8"], "quantized already"),
         (["--quantized", "a=x.tflite", "--quantized", "a=y.tflite", "--debug-data", "example"], "two models called 'a'"),
         (["--quantized", "x.tflite", "--debug-data", "example", "--signature-data", "x"], "expected KEY=DATA"),
-        (["example", "--sequence"], "expected it with --quantized"),
+        (["example", "--signature-data", "x=example"], "a model with one signature"),
         ([], "got no model"),
     ],
 )
@@ -141,10 +142,10 @@ def test_every_signature_is_measured_on_its_own_samples() -> None:
         signature = next(candidate for candidate in whole.signatures if candidate.key == key)
         tensors = whole.subgraphs[signature.subgraph].tensors
         for _ in range(2):
-            feed = {
-                name: np.abs(2 + generator.normal(size=[abs(size) for size in tensors[index].shape])).astype(tensors[index].dtype)
-                for name, index in signature.inputs.items()
-            }
+            feed = {}
+            for name, index in signature.inputs.items():
+                values = np.abs(2 + generator.normal(size=[abs(size) for size in tensors[index].shape]))
+                feed[name] = values.astype(tensors[index].dtype)
             samples.append((key, feed))
     runs = pair_errors(floating, quantized, samples, backend=ONE)
     assert {name.partition("/")[0] for name in runs} == set(keys)

@@ -184,6 +184,13 @@ def tensor_view(interpreter: Any) -> Callable[[int], np.ndarray]:
     return lambda index: interpreter._interpreter.tensor(interpreter._interpreter, index)
 
 
+def delegated_tensors(interpreter: Any) -> List[int]:
+    """Returns the tensors that a delegate, XNNPACK or another, writes where others can read them, by index."""
+    wrapper = interpreter._interpreter
+    nodes = [node for node in range(wrapper.NumNodes()) if wrapper.NodeName(node) in ("DELEGATE", "Delegate")]
+    return sorted({int(tensor) for node in nodes for tensor in wrapper.NodeOutputs(node)})
+
+
 def operators(interpreter: Any) -> List[Dict[str, Any]]:
     """Returns the interpreter's operators, without the nodes that delegates append."""
     return [operator for operator in interpreter._get_ops_details() if operator["op_name"] not in ("DELEGATE", "Delegate")]

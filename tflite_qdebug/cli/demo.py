@@ -38,10 +38,10 @@ def demo(arguments: argparse.Namespace, screen: Screen) -> None:
 
     screen.say("3. Which layers of the int8 model err, measured on the debug samples")
     run = layer_error(calibrated, example.debug_dataset, progress=shown)
-    show_run(screen, run, run.worst(count=10), "rmse_over_scale")
+    show_run(screen, run, run.worst("rmse_over_scale", count=10), "rmse_over_scale")
     _own(screen, "tflite-qdebug run MODEL --representative-data DATA --debug-data DATA --output DIR")
 
-    nodes = suspects(run, run.worst())
+    nodes = suspects(run, run.worst("rmse_over_scale"))
     screen.say(f"4. The {len(nodes)} layers above 0.7 are kept in float, all others stay int8")
     models = {"float": float_model, "int8": models["int8"]}
     models["selective"] = calibrated.quantize("int8", denylisted_nodes=nodes)

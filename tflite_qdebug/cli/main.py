@@ -17,7 +17,7 @@ __all__ = ["main"]
 
 _EXIT_CODES = """\
 exit codes: 0 done, 1 unforeseen error, 2 wrong option, 3 model, 4 dataset, 5 conversion, 6 interpreter or delegate,
-7 package missing, 8 result could not be written, 9 metric, 130 interrupted
+7 package missing, 8 result could not be written, 9 metric, 10 kernels differ (--fail-on-difference), 130 interrupted
 """
 _EPILOGS = {
     "demo": "example:\n  tflite-qdebug demo --output demo\n",
@@ -41,6 +41,24 @@ examples:
   tflite-qdebug run model.keras --representative-data calibration.npz --debug-data debug.npz --output results
   tflite-qdebug run float.tflite --representative-data calibration.npz --debug-data debug.npz --whole-model \\
       --criterion sqnr_db --kernels builtin
+  tflite-qdebug run --float float.tflite --quantized int8.tflite --debug-data debug.npz --parts --output results
+  tflite-qdebug run --quantized int8.tflite --debug-data debug.npz
+  tflite-qdebug run --float float.tflite --quantized ptq=int8.tflite --quantized qat=qat.tflite --debug-data debug.npz \\
+      --evaluation-data test.npz
+""",
+    "qat": """\
+examples:
+  tflite-qdebug qat example --suspects results/run.json --learning-rate 0.001 --output qat
+  tflite-qdebug qat model.keras --training-data train.npz --representative-data calibration.npz --evaluation-data test.npz \\
+      --epochs 3 --output qat
+  tflite-qdebug qat model.keras --layer conv2d_3 --layer 'model/conv2d_7/Relu…' --annotation-only
+""",
+    "compare-kernels": """\
+examples:
+  tflite-qdebug compare-kernels int8.tflite --debug-data debug.npz
+  tflite-qdebug compare-kernels int8.tflite --debug-data debug.npz --runtime tensorflow --against ai_edge_litert
+  tflite-qdebug compare-kernels int8.tflite --debug-data debug.npz --kernels builtin --against-delegate libdelegate.so \\
+      --fail-on-difference 1
 """,
 }
 
@@ -86,8 +104,29 @@ def parser() -> argparse.ArgumentParser:
         "run",
         "the error of each layer, and the worst layers",
         [
-            *("model", "--representative-data", "--debug-data", "--limit", "--kind", *QUANTIZING),
-            *("--whole-model", "--criterion", "--count", *RUNNING, "--output"),
+            *("optional_model", "--float", "--quantized", "--representative-data", "--debug-data", "--signature-data"),
+            *("--evaluation-data", "--metric", "--label-offset"),
+            *("--limit", "--kind", *QUANTIZING, "--whole-model", "--parts", "--sequence", "--criterion", "--count"),
+            *(*RUNNING, "--output"),
+        ],
+    )
+    add(
+        "qat",
+        "train a Keras model quantization-aware; float, PTQ and QAT side by side",
+        [
+            *("model", "--training-data", "--representative-data", "--evaluation-data", "--debug-data", "--limit"),
+            *("--layer", "--suspects", "--count", "--epochs", "--batch-size", "--learning-rate", "--loss", "--seed"),
+            *("--freeze-batch-normalization", "--strict", "--annotation-only", "--kind", "--input-type", "--output-type"),
+            *("--metric", "--label-offset", *RUNNING, "--output"),
+        ],
+        "int8, full_integer",
+    )
+    add(
+        "compare-kernels",
+        "the same model under two kernels: the difference that each operator makes, and which of the two is right",
+        [
+            *("quantized_model", "--debug-data", "--limit", "--signature", *RUNNING),
+            *("--against", "--against-delegate", "--against-delegate-option", "--fail-on-difference", "--count", "--output"),
         ],
     )
     return top
@@ -128,10 +167,17 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     # Here, so that --help needs none of it.
-    from tflite_qdebug.cli import demo, verbs
+    from tflite_qdebug.cli import demo, kernels, qat, runs, verbs
     from tflite_qdebug.cli.output import Screen
 
-    verb = {"demo": demo.demo, "convert": verbs.convert, "evaluate": verbs.evaluation, "run": verbs.run}[arguments.verb]
+    verb = {
+        "demo": demo.demo,
+        "convert": verbs.convert,
+        "evaluate": verbs.evaluation,
+        "run": runs.run,
+        "compare-kernels": kernels.kernels,
+        "qat": qat.qat,
+    }[arguments.verb]
     verb(arguments, Screen(arguments.json))
     return 0
 

@@ -26,6 +26,38 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "float .tflite, .keras, .h5, SavedModel folder, or 'example' for the built-in one",
         "metavar": "MODEL",
     },
+    "optional_model": {
+        "help": "float .tflite, .keras, .h5, SavedModel folder, or 'example'; to be quantized here (else give --quantized)",
+        "metavar": "MODEL",
+        "nargs": "?",
+    },
+    "--float": {
+        "metavar": "MODEL",
+        "help": "the float model that --quantized was made from; without it, the dequantized weights take its place",
+    },
+    "--quantized": {
+        "action": "append",
+        "metavar": "MODEL.tflite",
+        "help": "debug this quantized model, whoever made it, instead of making one; several, as NAME=PATH, are compared",
+    },
+    "--parts": {
+        "nargs": "?",
+        "const": "all",
+        "metavar": "N",
+        "help": "split each layer's error into weights, output (rounding, clipping) and input, and the model's into weights "
+        "and activations, on the first N samples; without N on all (default, with --quantized: 8)",
+    },
+    "--sequence": {
+        "action": "store_true",
+        "help": "the samples are a sequence: variables keep their state from one to the next",
+    },
+    "--signature-data": {
+        "action": "append",
+        "default": [],
+        "metavar": "KEY=DATA",
+        "help": "debug data of one signature; may be repeated (default: --debug-data for each that it fits)",
+    },
+    "quantized_model": {"help": ".tflite to run, quantized or not", "metavar": "MODEL.tflite"},
     "models": {
         "help": "models to compare, as PATH or NAME=PATH; the first is the yardstick",
         "metavar": "MODEL",
@@ -33,6 +65,32 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--representative-data": {"metavar": "DATA", "help": "samples that calibrate the ranges of activations"},
     "--debug-data": {"metavar": "DATA", "help": "samples that are measured; best other ones than calibrate"},
+    "--training-data": {"metavar": "DATA", "help": "samples to train on, best with labels; without, the float model teaches"},
+    "--layer": {
+        "action": "append",
+        "default": [],
+        "metavar": "NAME",
+        "help": "train this Keras layer, or node of a report, quantization-aware; may be repeated (default: the whole model)",
+    },
+    "--suspects": {
+        "metavar": "RUN.json",
+        "help": "train the layers of a saved run whose RMSE/scale is above 0.7, at most --count",
+    },
+    "--epochs": {"metavar": "N", "type": int, "default": 5, "help": "passes over the training data (default: 5)"},
+    "--batch-size": {"metavar": "N", "type": int, "default": 32, "help": "samples in a training step (default: 32)"},
+    "--learning-rate": {"metavar": "X", "type": float, "default": 1e-4, "help": "Adam's learning rate (default: 0.0001)"},
+    "--loss": {
+        "metavar": "LOSS",
+        "help": "'distillation' (the float model's outputs are the target), or a loss of tf-keras by name (default: sparse "
+        "categorical cross-entropy with labels, distillation without)",
+    },
+    "--freeze-batch-normalization": {"action": "store_true", "help": "keep batch normalizations as they are"},
+    "--strict": {
+        "action": "store_true",
+        "help": "fail where a layer cannot be trained quantization-aware, instead of calibrating it",
+    },
+    "--seed": {"metavar": "N", "type": int, "default": 0, "help": "of the order of samples and of dropout (default: 0)"},
+    "--annotation-only": {"action": "store_true", "help": "do not train, only print the annotation to train elsewhere"},
     "--evaluation-data": {"metavar": "DATA", "help": "samples with labels"},
     "--limit": {"metavar": "N", "type": int, "help": "take the first N samples of each dataset"},
     "--kind": {
@@ -64,8 +122,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--whole-model": {"action": "store_true", "help": "measure accumulated error, not what each operator adds"},
     "--criterion": {
         "metavar": "COLUMN",
-        "default": "rmse_over_scale",
-        "help": "column that ranks the layers (default: rmse_over_scale); also rmse, sqnr_db, cosine, max_abs_error...",
+        "help": "column that ranks the layers: rmse_over_scale, severity (comparable between all kinds of layers, and apart "
+        "from errors of the layers before), rmse, sqnr_db, cosine, max_abs_error... (default: rmse_over_scale where that says "
+        "all, else severity)",
     },
     "--count": {"metavar": "N", "type": int, "default": 10, "help": "how many of the worst layers to show (default: 10)"},
     "--metric": {
@@ -98,14 +157,51 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "KEY=VALUE",
         "help": "option of the delegate; may be repeated",
     },
+    "--against": {
+        "metavar": "KERNELS",
+        "help": "kernels to compare with: auto, builtin, reference, a runtime such as ai_edge_litert, or RUNTIME:KERNELS "
+        "(default: reference)",
+    },
+    "--against-delegate": {"metavar": "LIBRARY", "help": "shared library of a delegate to compare with"},
+    "--against-delegate-option": {
+        "action": "append",
+        "default": [],
+        "metavar": "KEY=VALUE",
+        "help": "option of that delegate; may be repeated",
+    },
+    "--fail-on-difference": {
+        "metavar": "STEPS",
+        "type": float,
+        "help": "exit with code 10 where a result differs by more than so many quantization steps, or a kernel is wrong",
+    },
+    "--signature": {"metavar": "KEY", "help": "signature to run (default: the main subgraph)"},
     "--workers": {"metavar": "N", "type": int, "help": "interpreters at once (default: one per processor)"},
     "--threads": {"metavar": "N", "type": int, "default": 1, "help": "threads of each interpreter (default: 1)"},
+    "--time-limit": {
+        "metavar": "SECONDS",
+        "type": float,
+        "default": 300.0,
+        "help": "for each sample; a model that takes longer is ended (default: 300)",
+    },
+    "--no-isolation": {
+        "action": "store_true",
+        "help": "run models in this process, and not in processes that may crash without harm",
+    },
     "--no-progress": {"action": "store_true", "help": "no progress bars"},
     "--debug": {"action": "store_true", "help": "show the traceback of an error"},
 }
 
 COMMON = ("--json", "--no-progress", "--debug")
-RUNNING = ("--runtime", "--kernels", "--delegate", "--delegate-option", "--workers", "--threads")
+RUNNING = (
+    "--runtime",
+    "--kernels",
+    "--delegate",
+    "--delegate-option",
+    "--workers",
+    "--threads",
+    "--time-limit",
+    "--no-isolation",
+)
 QUANTIZING = (
     "--input-type",
     "--output-type",
@@ -117,12 +213,16 @@ QUANTIZING = (
 )
 
 
+#: Positional arguments that several verbs share under one name.
+_DESTINATIONS = {"optional_model": "model"}
+
+
 def add_options(parser: argparse.ArgumentParser, names: Iterable[str], **words: str) -> None:
     """Adds options by their names; ``words`` fill the braces of their help."""
     for name in names:
         keywords = dict(_OPTIONS[name])
         keywords["help"] = keywords["help"].format(**words) if words and "{" in keywords["help"] else keywords["help"]
-        parser.add_argument(name, **keywords)
+        parser.add_argument(_DESTINATIONS.get(name, name), **keywords)
 
 
 def backend_of(arguments: argparse.Namespace) -> Backend:
@@ -131,16 +231,34 @@ def backend_of(arguments: argparse.Namespace) -> Backend:
     Raises:
         OptionError: For a delegate option that is not ``key=value``.
     """
+    delegates = delegates_of(arguments.delegate, arguments.delegate_option)
+    isolate = False if arguments.no_isolation else None
+    return Backend(
+        arguments.runtime,
+        arguments.kernels,
+        delegates,
+        arguments.workers,
+        arguments.threads,
+        isolate=isolate,
+        time_limit=arguments.time_limit,
+    )
+
+
+def delegates_of(library: str | None, texts: Iterable[str], option: str = "--delegate") -> tuple[Delegate, ...]:
+    """Returns the delegate that ``option`` and ``option-option`` name, or nothing.
+
+    Raises:
+        OptionError: For an option of the delegate that is not ``key=value``, or without a delegate.
+    """
     pairs = {}
-    for text in arguments.delegate_option:
+    for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
-            raise OptionError(f"got --delegate-option {text!r}, expected KEY=VALUE")
+            raise OptionError(f"got {option}-option {text!r}, expected KEY=VALUE")
         pairs[key] = value
-    if pairs and not arguments.delegate:
-        raise OptionError("got --delegate-option without --delegate LIBRARY")
-    delegates = (Delegate(arguments.delegate, pairs),) if arguments.delegate else ()
-    return Backend(arguments.runtime, arguments.kernels, delegates, arguments.workers, arguments.threads)
+    if pairs and not library:
+        raise OptionError(f"got {option}-option without {option} LIBRARY")
+    return (Delegate(library, pairs),) if library else ()
 
 
 def quantize_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -1,42 +1,138 @@
-"""The verb ``run`` on models that were quantized elsewhere."""
+"""The verb ``run``: on a model that is quantized here, or on models that were quantized elsewhere."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tflite_qdebug import example
 from tflite_qdebug.analyses.evaluation import evaluate
-from tflite_qdebug.analyses.pairs import pair_errors
-from tflite_qdebug.cli.options import QUANTIZING, backend_of
+from tflite_qdebug.analyses.layer_error import run_debug_model
+from tflite_qdebug.analyses.pairs import FEW, load_quantized_model, pair_errors
+from tflite_qdebug.cli.options import QUANTIZING, backend_of, quantize_options
 from tflite_qdebug.cli.output import Folder, Screen
-from tflite_qdebug.cli.verbs import data, plain, progress, show_evaluation, show_run, write_run
-from tflite_qdebug.conversion import load_float_model
-from tflite_qdebug.errors import OptionError
+from tflite_qdebug.cli.verbs import calibrate, data, load, plain, progress, show_evaluation, show_run, write_run
+from tflite_qdebug.conversion import CALIBRATED_KINDS, KINDS, CalibratedModel, FloatModel, load_float_model
+from tflite_qdebug.datasets import open_dataset
+from tflite_qdebug.edit import DebugModel
+from tflite_qdebug.errors import OptionError, did_you_mean
 from tflite_qdebug.record import Run
 from tflite_qdebug.reports.side_by_side import side_by_side, side_by_side_table, write_side_by_side
+from tflite_qdebug.statistics import ErrorStatistics
 
 
-def run_pair(arguments: argparse.Namespace, screen: Screen) -> None:
+def run(arguments: argparse.Namespace, screen: Screen) -> None:
+    """Measures the error of each layer, of a model that is quantized here or of those that were quantized elsewhere."""
+    # Before anything is computed: an empty run has the same columns.
+    Run("per_layer", [], ErrorStatistics(0)).worst(arguments.criterion)
+    parts = _parts(arguments)
+    if arguments.quantized is not None or arguments.float is not None:
+        _run_pairs(arguments, screen, FEW if parts is None else parts)
+    elif arguments.model is None:
+        raise OptionError("got no model, expected MODEL to be quantized here, or --quantized MODEL.tflite and its --float")
+    else:
+        _run_here(arguments, screen, parts)
+
+
+def _parts(arguments: argparse.Namespace) -> int | bool | None:
+    """Returns on how many samples the error is to be split; True: all; None: not said."""
+    if arguments.parts in (None, "all"):
+        return None if arguments.parts is None else True
+    if not arguments.parts.isdigit():
+        raise OptionError(f"got --parts {arguments.parts!r}, expected a number of samples, or nothing behind it for all")
+    return int(arguments.parts)
+
+
+def _run_here(arguments: argparse.Namespace, screen: Screen, parts: int | bool | None) -> None:
+    """Quantizes a float model and measures what became of it."""
+    kinds = arguments.kind or ["int8"]
+    if len(kinds) > 1 or kinds[0] not in KINDS:
+        known = ", ".join(KINDS[1:])
+        raise OptionError(f"got --kind {', '.join(kinds)}, expected one of {known}.{did_you_mean(kinds[0], KINDS)}")
+    signatures = _by_signature(arguments.signature_data)
+    folder = Folder(arguments.output)
+    float_model = load(arguments)
+    debug_data, notes = _debug_data(arguments)
+    calibrated = calibrate(arguments, float_model)
+    options = {name: value for name, value in quantize_options(arguments).items() if _applies(name, value, kinds[0])}
+    quantized = calibrated.quantize(kinds[0], **options)
+    files = {"float.tflite": float_model.data, "calibrated.tflite": calibrated.data, f"{kinds[0]}.tflite": quantized.data}
+    described = {"kind": kinds[0], "calibration": arguments.calibration, "calibration_dataset": calibrated.dataset, **options}
+    # TensorFlow's debug model is of one subgraph, and has one float copy of each operator.
+    if parts or len(float_model.model.subgraphs) > 1:
+        _write_files(folder, files)
+        runs = _pair_runs(arguments, screen, folder, float_model, quantized, debug_data, signatures, parts or 0)
+        for each in runs.values():
+            each.provenance["options"].update(described)
+    else:
+        if signatures:
+            raise OptionError("got --signature-data for a model with one signature; expected --debug-data")
+        debug_model = calibrated.debug_model(kinds[0], whole_model=arguments.whole_model, **options)
+        _write_files(folder, {**files, "debug.tflite": debug_model.data})
+        runs = {"main": _debug_run(arguments, screen, folder, debug_model, calibrated, debug_data, described)}
+    next(iter(runs.values())).notes[:0] = notes
+    result = _shown(arguments, screen, folder, runs)
+    for node in quantized.float_nodes:
+        screen.say(f"{node.op_name} {node.node} stays float: {node.reason}")
+    provenance = next(iter(runs.values())).provenance
+    folder.write_repeat(arguments.words, provenance=provenance, float_nodes=[vars(node) for node in quantized.float_nodes])
+    if folder.path is not None:
+        screen.say(f"results: {', '.join(_files(folder, {'': runs}))} and the models")
+    screen.result(result)
+
+
+def _write_files(folder: Folder, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        folder.write(name, content)
+
+
+def _debug_run(
+    arguments: argparse.Namespace,
+    screen: Screen,
+    folder: Folder,
+    debug_model: DebugModel,
+    calibrated: CalibratedModel,
+    debug_data: Any,
+    described: dict[str, Any],
+) -> Run:
+    float_model = calibrated.float_model
+    assert float_model is not None
+    dataset = open_dataset(debug_data, calibrated.model.input_specs(), "debug dataset", arguments.limit)
+    backend = backend_of(arguments)
+    if arguments.sequence:
+        backend = backend._replace(workers=1)
+    options = {"model": float_model.origin, "sequence": arguments.sequence, **described}
+    with _kept(folder, screen):
+        return run_debug_model(
+            debug_model, dataset, backend, None, float_model.data, progress(arguments), options, not arguments.sequence
+        )
+
+
+def _run_pairs(arguments: argparse.Namespace, screen: Screen, parts: int | bool) -> None:
     """Measures quantized models, against a float model or their own dequantized weights; several side by side."""
     _refuse_unfit(arguments)
     models = _named(arguments.quantized)
     folder = Folder(arguments.output)
     signatures = _by_signature(arguments.signature_data)
+    debug_data = None if arguments.debug_data is None else data(arguments, "debug")
+    opened = {name: load_quantized_model(path) for name, path in models.items()}
+    float_model = load_float_model(_float_model(arguments)) if arguments.float else None
     measured: dict[str, dict[str, Run]] = {}
     results: dict[str, Any] = {}
     for name, path in models.items():
         if len(models) > 1:
             screen.say(f"=== {name}: {path}")
         place = Folder(str(folder.path / as_file_name(name))) if len(models) > 1 and folder.path else folder
-        measured[name] = _measured(arguments, screen, place, path, signatures)
+        measured[name] = _pair_runs(arguments, screen, place, float_model, opened[name], debug_data, signatures, parts)
         results[name] = _shown(arguments, screen, place, measured[name])
     if len(models) > 1:
         results["comparison"] = _compared(screen, folder, {name: next(iter(runs.values())) for name, runs in measured.items()})
     if arguments.evaluation_data is not None:
-        results["evaluation"] = _evaluated(arguments, screen, models)
+        results["evaluation"] = _evaluated(arguments, screen, {**({"float": float_model} if float_model else {}), **models})
     provenance = {name: {part: run.provenance for part, run in runs.items()} for name, runs in measured.items()}
     folder.write_repeat(arguments.words, provenance=provenance, evaluation=results.get("evaluation"))
     if folder.path is not None:
@@ -44,22 +140,36 @@ def run_pair(arguments: argparse.Namespace, screen: Screen) -> None:
     screen.result(next(iter(results.values())) if len(results) == 1 else results)
 
 
-def _measured(
-    arguments: argparse.Namespace, screen: Screen, folder: Folder, path: str, signatures: dict[str, str]
+def _pair_runs(
+    arguments: argparse.Namespace,
+    screen: Screen,
+    folder: Folder,
+    float_model: FloatModel | None,
+    quantized: Any,
+    debug_data: Any,
+    signatures: Mapping[str, str],
+    parts: int | bool,
 ) -> dict[str, Run]:
-    try:
+    with _kept(folder, screen):
         return pair_errors(
-            _float_model(arguments),
-            path,
-            None if arguments.debug_data is None else data(arguments, "debug"),
+            float_model,
+            quantized,
+            debug_data,
             whole_model=arguments.whole_model,
-            parts=arguments.parts,
+            parts=parts,
             sequence=arguments.sequence,
             signature_datasets=signatures,
             limit=arguments.limit,
             backend=backend_of(arguments),
             progress=progress(arguments),
         )
+
+
+@contextlib.contextmanager
+def _kept(folder: Folder, screen: Screen) -> Iterator[None]:
+    """Writes what a run had measured when it ended before its time."""
+    try:
+        yield
     except BaseException as error:
         partial = getattr(error, "partial_run", None)
         if partial is not None and folder.path is not None:
@@ -72,13 +182,30 @@ def _float_model(arguments: argparse.Namespace) -> Any:
     return example.MODEL_PATH if arguments.float == "example" else arguments.float
 
 
+def _applies(name: str, value: Any, kind: str) -> bool:
+    """True for an option that says something; the kinds without calibration take fewer."""
+    return kind in CALIBRATED_KINDS or name in ("per_channel", "per_channel_dense") or value not in (None, (), True)
+
+
+def _debug_data(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+    try:
+        return data(arguments, "debug"), []
+    except OptionError:
+        note = (
+            "measured on the samples that calibrated the ranges, since no --debug-data was given; that flatters the model: "
+            "none of its values is clipped"
+        )
+        return data(arguments, "representative"), [note]
+
+
 def _shown(arguments: argparse.Namespace, screen: Screen, folder: Folder, runs: dict[str, Run]) -> dict[str, Any]:
     results = {}
     for name, run in runs.items():
-        positions = run.worst(arguments.criterion, arguments.count)
+        criterion = arguments.criterion or run.default_criterion
+        positions = run.worst(criterion, arguments.count)
         if len(runs) > 1:
             screen.say(f"--- {name}")
-        show_run(screen, run, positions, arguments.criterion)
+        show_run(screen, run, positions, criterion)
         first = name == next(iter(runs))
         write_run(folder if first or folder.path is None else Folder(str(folder.path / as_file_name(name))), run)
         results[name] = {"worst": positions, **run.to_dict(), "columns": plain(run.columns())}
@@ -93,10 +220,9 @@ def _compared(screen: Screen, folder: Folder, runs: dict[str, Run]) -> list[dict
     return rows
 
 
-def _evaluated(arguments: argparse.Namespace, screen: Screen, models: dict[str, str]) -> dict[str, Any]:
-    candidates: dict[str, Any] = {"float": load_float_model(_float_model(arguments))} if arguments.float else {}
+def _evaluated(arguments: argparse.Namespace, screen: Screen, models: Mapping[str, Any]) -> dict[str, Any]:
     result = evaluate(
-        {**candidates, **models},
+        models,
         data(arguments, "evaluation"),
         arguments.metric or ["top_1"],
         label_offset=arguments.label_offset,

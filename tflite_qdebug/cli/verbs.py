@@ -8,18 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tflite_qdebug import edit, example
+from tflite_qdebug import example
 from tflite_qdebug.analyses.evaluation import Evaluation, evaluate
-from tflite_qdebug.analyses.layer_error import run_debug_model
 from tflite_qdebug.cli.options import backend_of, quantize_options
 from tflite_qdebug.cli.output import Folder, Screen
 from tflite_qdebug.conversion import CALIBRATED_KINDS, KINDS, CalibratedModel, FloatModel, QuantizedModel, load_float_model
-from tflite_qdebug.datasets import open_dataset
 from tflite_qdebug.errors import OptionError, did_you_mean
-from tflite_qdebug.model import Model
 from tflite_qdebug.record import Run
 from tflite_qdebug.reports.tables import layer_table, number, whole_table, write_csv
-from tflite_qdebug.statistics import ErrorStatistics
 
 #: What ``convert`` can make, besides the library's kinds.
 DEBUG_KINDS = ("calibrated", "debug", "debug_whole_model")
@@ -150,95 +146,9 @@ def show_evaluation(screen: Screen, result: Evaluation) -> None:
     screen.notes(result.notes)
 
 
-def run(arguments: argparse.Namespace, screen: Screen) -> None:
-    """Measures the error of each layer, of a model that is quantized here or of one that was quantized elsewhere."""
-    # Before anything is computed: an empty run has the same columns.
-    Run("per_layer", [], ErrorStatistics(0)).worst(arguments.criterion)
-    if arguments.quantized is not None or arguments.float is not None:
-        from tflite_qdebug.cli.pairs import run_pair
-
-        run_pair(arguments, screen)
-    elif arguments.model is None:
-        raise OptionError("got no model, expected MODEL to be quantized here, or --quantized MODEL.tflite and its --float")
-    else:
-        _run_here(arguments, screen)
-
-
-def _run_here(arguments: argparse.Namespace, screen: Screen) -> None:
-    for option, value in (("--sequence", arguments.sequence), ("--signature-data", arguments.signature_data)):
-        if value:
-            raise OptionError(f"got {option} with a model to be quantized here, expected it with --quantized")
-    kinds = arguments.kind or ["int8"]
-    if len(kinds) > 1 or kinds[0] not in KINDS:
-        known = ", ".join(KINDS[1:])
-        raise OptionError(f"got --kind {', '.join(kinds)}, expected one of {known}.{did_you_mean(kinds[0], KINDS)}")
-    folder = Folder(arguments.output)
-    float_model = load(arguments)
-    debug_data, notes = _debug_data(arguments)
-    backend = backend_of(arguments)
-    calibrated = calibrate(arguments, float_model)
-    options = {name: value for name, value in quantize_options(arguments).items() if _applies(name, value, kinds[0])}
-    quantized = calibrated.quantize(kinds[0], **options)
-    if arguments.parts:
-        debug_model = edit.debug_pair(float_model.model, Model(quantized.data), arguments.whole_model, parts=True)
-    else:
-        debug_model = calibrated.debug_model(kinds[0], whole_model=arguments.whole_model, **options)
-    for name, content in (
-        ("float.tflite", float_model.data),
-        ("calibrated.tflite", calibrated.data),
-        (f"{kinds[0]}.tflite", quantized.data),
-        ("debug.tflite", debug_model.data),
-    ):
-        folder.write(name, content)
-    dataset = open_dataset(debug_data, calibrated.model.input_specs(), "debug dataset", arguments.limit)
-    described = {
-        "model": float_model.origin,
-        "kind": kinds[0],
-        "calibration": arguments.calibration,
-        "calibration_dataset": calibrated.dataset,
-        **options,
-    }
-    try:
-        result = run_debug_model(debug_model, dataset, backend, None, float_model.data, progress(arguments), described)
-    except BaseException as error:
-        partial = getattr(error, "partial_run", None)
-        if partial is not None and folder.path is not None:
-            write_run(folder, partial, "partial_")
-            screen.say(f"{partial.statistics.samples} samples were measured; they are in {folder.path / 'partial_run.json'}")
-        raise
-    result.notes[:0] = notes
-    positions = result.worst(arguments.criterion, arguments.count)
-    write_run(folder, result)
-    folder.write_repeat(
-        arguments.words, provenance=result.provenance, float_nodes=[vars(node) for node in quantized.float_nodes]
-    )
-    show_run(screen, result, positions, arguments.criterion)
-    for node in quantized.float_nodes:
-        screen.say(f"{node.op_name} {node.node} stays float: {node.reason}")
-    if folder.path is not None:
-        screen.say(f"results: {folder.path}/layers.csv, run.json, repeat.json and the models")
-    screen.result({"worst": positions, **result.to_dict(), "columns": plain(result.columns())})
-
-
-def _applies(name: str, value: Any, kind: str) -> bool:
-    """True for an option that says something; the kinds without calibration take fewer."""
-    return kind in CALIBRATED_KINDS or name in ("per_channel", "per_channel_dense") or value not in (None, (), True)
-
-
 def plain(columns: Mapping[str, Any]) -> dict[str, Any]:
     """Returns columns as lists, for JSON."""
     return {name: values.tolist() for name, values in columns.items()}
-
-
-def _debug_data(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
-    try:
-        return data(arguments, "debug"), []
-    except OptionError:
-        note = (
-            "measured on the samples that calibrated the ranges, since no --debug-data was given; that flatters the model: "
-            "none of its values is clipped"
-        )
-        return data(arguments, "representative"), [note]
 
 
 def write_run(folder: Folder, result: Run, prefix: str = "") -> None:
@@ -258,7 +168,7 @@ def show_run(screen: Screen, result: Run, positions: Sequence[int], criterion: s
     )
     screen.notes(result.notes)
     screen.say(f"the {len(positions)} worst layers by {criterion} ({kind})")
-    screen.table(*layer_table(result, positions))
+    screen.table(*layer_table(result, positions, criterion=criterion))
     if result.whole:
         screen.table(*whole_table(result), title="the model's outputs, against the float model's")
     screen.say(
@@ -267,9 +177,18 @@ def show_run(screen: Screen, result: Run, positions: Sequence[int], criterion: s
     )
     nodes = suspects(result, positions)
     # What a layer inherited is not mended by leaving that layer in float, and only the int8 quantizer takes a denylist.
-    if nodes and result.verify == "per_layer" and ran["options"].get("kind") == "int8":
+    if nodes and result.verify == "per_layer" and _takes_denylist(result):
         screen.say("to keep the suspects in float:")
         screen.say("  denylisted_nodes=[" + ",\n                    ".join(repr(node) for node in nodes) + "]")
+
+
+def _takes_denylist(result: Run) -> bool:
+    """True where the names are those of a float model that the int8 quantizer can be given."""
+    options = result.provenance["options"]
+    if "kind" in options:
+        return options["kind"] == "int8"
+    eight = all(layer.dtype in ("int8", "uint8", "float32") for layer in result.layers)
+    return eight and all(layer.reference == "float model" for layer in result.layers)
 
 
 def suspects(result: Run, positions: Sequence[int], threshold: float = 0.7, most: int = 5) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Seq
 
 import numpy as np
 
-from tflite_qdebug import isolation
+from tflite_qdebug import isolation, tf_private
 from tflite_qdebug.errors import DatasetError, InterpreterError, MetricError, OptionError
 from tflite_qdebug.interpreter import Delegate, Interpreter
 from tflite_qdebug.kernels import COLUMNS, OPTIMIZED_STRIDE, dequantized, measure_pair
@@ -106,6 +106,7 @@ class Backend(NamedTuple):
         Raises:
             OptionError: As `isolated` and `worker_count`.
         """
+        tf_private.open_runtime(self.runtime)  # imported here, once, and not in each process
         count, isolated = count or self.worker_count(), self.isolated(own_functions)
         return Workers(open_worker, count, isolated, what, self.time_limit, finish, replaceable)
 
@@ -115,6 +116,7 @@ class Backend(NamedTuple):
         Raises:
             InterpreterError: Where that process ends or takes too long.
         """
+        tf_private.open_runtime(self.runtime)  # as in `pool`
         return isolation.call(function, *arguments, what=what, time_limit=self.time_limit, isolate=self.isolate is not False)
 
 

@@ -14,6 +14,7 @@ from tflite_qdebug.analyses.layer_error import RealValued, run_debug_model
 from tflite_qdebug.collect import Backend, LayerMetrics
 from tflite_qdebug.conversion import load_float_model
 from tflite_qdebug.datasets import Dataset, Sample, open_dataset
+from tflite_qdebug.edit.dequantized import EDGE_TPU_OPERATOR
 from tflite_qdebug.edit.subgraphs import select_subgraph
 from tflite_qdebug.errors import DatasetError, ModelError, OptionError, QDebugError, did_you_mean
 from tflite_qdebug.interpreter import Interpreter
@@ -42,7 +43,12 @@ def load_quantized_model(source: Any) -> Model:
         for tensor in subgraph.tensors
         if tensor.is_quantized or (tensor.is_constant and tensor.dtype == np.float16)
     ]
-    if not reduced and not any(op.name == "edgetpu-custom-op" for op in model.main.operators):
+    if any(operator.name == EDGE_TPU_OPERATOR for subgraph in model.subgraphs for operator in subgraph.operators):
+        raise ModelError(
+            "got a model compiled for the Edge TPU, whose operators are one opaque program; expected the model that was given "
+            "to the compiler"
+        )
+    if not reduced:
         raise ModelError(
             "got a float model as the quantized one: none of its tensors is quantized; expected the quantized model (are the "
             "two swapped?)"

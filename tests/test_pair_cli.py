@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import control_flow_models
@@ -125,6 +126,27 @@ def test_swapped_models_are_told(models: Path, capsys: pytest.CaptureFixture[str
     words = ["--float", str(models / "example_int8.tflite"), "--quantized", str(models / "example.tflite")]
     assert main(["run", *words, "--debug-data", "example", QUIET]) == 3
     assert "swapped" in capsys.readouterr().err
+
+
+def test_a_one_shot_iterator_is_read_once_and_to_its_end(models: Path) -> None:
+    samples = [sample for sample, _ in zip(example.debug_dataset(), range(12), strict=False)]
+    once = pair_error(example.MODEL_PATH, models / "example_int8.tflite", iter(samples), backend=ONE)
+    again = pair_error(example.MODEL_PATH, models / "example_int8.tflite", samples, backend=ONE, parts=True)
+    assert once.statistics.samples == 12
+    np.testing.assert_array_equal(once.statistics.sums, again.statistics.sums)
+    assert {part.samples for part in once.parts.values()} == {8}
+    assert {part.samples for part in again.parts.values()} == {12}
+    assert any("first 8 samples" in note for note in once.notes)
+
+
+def test_what_was_measured_before_a_wrong_sample_is_kept(models: Path) -> None:
+    def samples() -> Iterator[list[np.ndarray]]:
+        for index, sample in enumerate(example.debug_dataset()):
+            yield [np.full_like(sample[0], np.nan)] if index == 5 else list(sample)
+
+    with pytest.raises(DatasetError, match="sample 5") as caught:
+        pair_error(example.MODEL_PATH, models / "example_int8.tflite", samples, backend=ONE)
+    assert caught.value.partial_run.statistics.samples == 5
 
 
 # ------------------------------------------------------------------------------------------ signatures and bodies

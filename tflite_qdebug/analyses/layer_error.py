@@ -156,6 +156,7 @@ class RealValued:
         self._dataset, self._scales = dataset, scales
         self._ahead: list[Sample] = []
         self._rest: Iterator[Sample] | None = None
+        self._failure: Exception | None = None
         self.role, self.length = dataset.role, dataset.length
 
     @property
@@ -166,17 +167,27 @@ class RealValued:
     def ahead(self, count: int) -> list[Sample]:
         """Returns the first samples, so many at most, which the next pass yields all the same.
 
+        A wrong sample among them ends them here, and is an error only in that pass, when those before it have been measured.
+
         Raises:
-            DatasetError: Where one of them is wrong, or there is none.
+            DatasetError: Where the very first is wrong, or there is none.
         """
         self._rest = self._rest or self._samples()
-        self._ahead += itertools.islice(self._rest, max(0, count - len(self._ahead)))
+        try:
+            for sample in itertools.islice(self._rest, max(0, count - len(self._ahead))):
+                self._ahead.append(sample)
+        except Exception as error:
+            self._failure = error
+        if not self._ahead and self._failure is not None:
+            raise self._failure
         return self._ahead[:count]
 
     def __iter__(self) -> Iterator[Sample]:
-        ahead, rest = self._ahead, self._rest or self._samples()
-        self._ahead, self._rest = [], None
+        ahead, rest, failure = self._ahead, self._rest or self._samples(), self._failure
+        self._ahead, self._rest, self._failure = [], None, None
         yield from ahead
+        if failure is not None:
+            raise failure
         yield from rest
 
     def _samples(self) -> Iterator[Sample]:

@@ -14,6 +14,7 @@ import pytest
 from contracts import check_mergeable
 
 from tflite_qdebug.errors import ModelError, OptionError, OutputError
+from tflite_qdebug.kernels import COLUMNS
 from tflite_qdebug.record import FORMAT_VERSION, Layer, Run, write_atomically
 from tflite_qdebug.statistics import ErrorStatistics, SampleSums
 
@@ -28,11 +29,11 @@ def layer(name: str, scale: float | None = 0.5, dtype: str = "int8") -> Layer:
 
 def sample(*rmse: float, peak: float = 1.0) -> SampleSums:
     """A sample in which each layer has the root mean square error given, exactly where that is a power of two."""
-    rows = np.zeros((len(rmse), 11))
+    rows = np.zeros((len(rmse), COLUMNS))
     rows[:, 0] = COUNT
     rows[:, 2] = COUNT * np.square(rmse)
     rows[:, 3] = COUNT * 4.0
-    rows[:, 7], rows[:, 8] = peak, rmse
+    rows[:, 7], rows[:, 8], rows[:, 11] = peak, rmse, peak
     return SampleSums(rows)
 
 

@@ -14,8 +14,8 @@ import numpy as np
 __all__ = ["COLUMNS", "OPTIMIZED_STRIDE", "arguments", "count_values", "dequantized", "measure_pair"]
 
 #: What ``measure_pair`` fills: the seven columns of ``SampleSums.sums``, then max |e|, standard deviation of e, least and
-#: greatest integer.
-COLUMNS = 11
+#: greatest integer, and max |e| where the float value is within the range that the integers have.
+COLUMNS = 12
 
 #: How many elements the optimized DEQUANTIZE takes at once.
 OPTIMIZED_STRIDE = 8
@@ -76,7 +76,8 @@ def _with_numpy(
     quantized = low != high
     row[:] = 0.0
     row[0] = reference.size
-    peaks = []
+    peaks, inner = [], []
+    least, greatest = ((low - 0.5 - zero_point) * scale, (high + 0.5 - zero_point) * scale) if quantized else (-np.inf, np.inf)
     for start in range(0, reference.size, _BLOCK):
         signal = reference[start : start + _BLOCK]
         error = dequantized(values[start : start + _BLOCK], scale, zero_point, stride)
@@ -90,7 +91,10 @@ def _with_numpy(
             products = np.dot(wide_error, wide_error), np.dot(wide_signal, wide_signal), np.dot(wide_error, wide_signal)
         row[2:5] += products
         peaks += [np.maximum.reduce(error), -np.minimum.reduce(error)]
+        within = (signal >= np.float32(least)) & (signal <= np.float32(greatest))
+        inner.append(np.max(np.abs(error), where=within, initial=0.0))
     row[7] = np.max(peaks) if peaks else 0.0
+    row[11] = np.max(inner) if inner else 0.0
     mean = row[1] / row[0] if row[0] else 0.0
     variance = row[2] / row[0] - mean * mean if row[0] else 0.0
     if variance < 0.1 * row[2] / max(row[0], 1.0):

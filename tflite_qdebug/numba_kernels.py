@@ -46,13 +46,15 @@ def _sums(errors: Any, reference: Any) -> Any:
 
 
 @_compiled
-def _peak(bits: Any) -> Any:
+def _peaks(bits: Any, reference: Any, least: Any, greatest: Any) -> Any:
     # As integers, absolute values of floats are in the same order, and NaN is above infinity: it cannot get lost.
-    peak = np.int32(0)
+    peak = inner = np.int32(0)
     for i in range(bits.size):
         magnitude = bits[i] & np.int32(0x7FFFFFFF)
         peak = magnitude if magnitude > peak else peak
-    return peak
+        magnitude = magnitude if (reference[i] >= least) & (reference[i] <= greatest) else np.int32(0)
+        inner = magnitude if magnitude > inner else inner
+    return peak, inner
 
 
 @_compiled
@@ -121,7 +123,10 @@ def measure(
     step, point, shift = np.float32(scale), np.float32(zero_point), np.float32(offset)
     errors = np.empty(min(size, _BLOCK), dtype=np.float32)
     bits = errors.view(np.int32)
-    peak = np.zeros(1, dtype=np.int32)
+    peaks = np.zeros(2, dtype=np.int32)
+    lower, upper = np.float32(-np.inf), np.float32(np.inf)
+    if low != high:
+        lower, upper = np.float32((low - 0.5 - point) * step), np.float32((high + 0.5 - point) * step)
     total = squared = signal_squared = product = 0.0
     count_low = count_high = 0
     least, greatest = high, low
@@ -134,7 +139,8 @@ def measure(
         squared += sums[1]
         signal_squared += sums[2]
         product += sums[3]
-        peak[0] = max(peak[0], _peak(bits[: block.size]))
+        found = _peaks(bits[: block.size], signal, lower, upper)
+        peaks[0], peaks[1] = max(peaks[0], found[0]), max(peaks[1], found[1])
         if low != high:
             extremes = _extremes(block)
             least, greatest = min(least, extremes[0]), max(greatest, extremes[1])
@@ -143,7 +149,7 @@ def measure(
             if extremes[1] == high:
                 count_high += _count(block, extremes[1])
     # Comparisons, since reordering makes nothing of isfinite's x - x; as an integer infinity is 0x7F800000.
-    if not squared + signal_squared + abs(product) < np.inf and peak[0] < 0x7F800000:
+    if not squared + signal_squared + abs(product) < np.inf and peaks[0] < 0x7F800000:
         # Squares beyond float32, as of an attention mask of -3.4e38: once more, with room for them.
         squared, signal_squared, product = _wide_sums(values, reference, step, point, shift, stride, errors)
     mean = total / max(size, 1)
@@ -153,8 +159,8 @@ def measure(
         # The bias is most of the error: the difference of the two sums would cancel.
         variance = _variance_about(values, reference, step, point, shift, stride, mean, errors)
     row[0], row[1], row[2], row[3], row[4] = size, total, squared, signal_squared, product
-    row[5], row[6], row[7], row[8] = count_low, count_high, peak.view(np.float32)[0], np.sqrt(variance)
-    row[9], row[10] = least, greatest
+    row[5], row[6], row[7], row[8] = count_low, count_high, peaks.view(np.float32)[0], np.sqrt(variance)
+    row[9], row[10], row[11] = least, greatest, peaks.view(np.float32)[1]
 
 
 @_compiled

@@ -121,8 +121,9 @@ class Run:
     def columns(self) -> Dict[str, np.ndarray]:
         """Returns the report's columns, each with one value per layer, in execution order.
 
-        Units: ``scale``, ``bias``, ``rmse``, ``max_abs_error``, ``range`` and ``worst_rmse`` are in the tensor's real units,
-        ``sqnr_db`` in dB, shares between 0 and 1. ``range`` is ``scale`` times the number of steps (255 for int8).
+        Units: ``scale``, ``bias``, ``rmse``, ``max_abs_error``, ``max_inner_error`` (the same without what the range clips),
+        ``range`` and ``worst_rmse`` are in the tensor's real units, ``sqnr_db`` in dB, shares between 0 and 1. ``range`` is
+        ``scale`` times the number of steps (255 for int8).
         ``rmse_over_scale`` has a floor of 1 / sqrt(12) = 0.2887 for pure rounding; `severity` tells of ``severity``. Where the
         error was split, ``weights_rmse``, ``output_rmse``, ``input_rmse``, ``accumulated_rmse`` and ``own_rmse`` are its
         parts, as in `parts`; they add up as values, not as RMSE.
@@ -148,6 +149,7 @@ class Run:
                 "sqnr_db": statistics.sqnr_db,
                 "cosine": statistics.cosine,
                 "max_abs_error": statistics.max_abs_error,
+                "max_inner_error": statistics.max_inner_error,
                 "saturated_low": statistics.saturated_low,
                 "saturated_high": statistics.saturated_high,
                 "range_used": statistics.range_used(levels),
@@ -183,7 +185,8 @@ class Run:
         """Returns the error of each layer in steps of 8 bits, by which layers of all kinds rank; float64 ``(layers,)``.
 
         It is the RMSE, or a sixth of the greatest error where that is more: noise does not get beyond six times its RMSE, and
-        one bad channel among hundreds hardly moves the RMSE. The step of an 8-bit tensor is its scale, that of a 16-bit
+        one bad channel among hundreds hardly moves the RMSE. Values that the range clips count in the RMSE alone: a few of
+        them are no fault. The step of an 8-bit tensor is its scale, that of a 16-bit
         tensor 256 times its scale, and that of a float tensor 1/42 of the root mean square of its values: an 8-bit tensor
         from -3 to 3 times that has it. Where the error was split, it is that of the part ``own``, which errors of the layers
         before it do not touch; otherwise a layer also answers for clipping what a broken layer before it made too large.
@@ -196,7 +199,7 @@ class Run:
         with np.errstate(invalid="ignore", divide="ignore"):
             floating = np.sqrt(statistics.sums[:, 3] / statistics.sums[:, 0]) / 42.0
             scaled = [math.nan if layer.scale is None else layer.scale * layer.levels / 256.0 for layer in self.layers]
-            error = np.maximum(statistics.rmse, statistics.max_abs_error / 6.0)
+            error = np.maximum(statistics.rmse, statistics.max_inner_error / 6.0)
             return error / np.where(np.isnan(scaled), floating, scaled)
 
     @property

@@ -27,16 +27,17 @@ class SampleSums:
     Attributes:
         sums: float64 ``(layers, 7)``: n, sum e, sum e^2, sum r^2, sum e r, values at the low end, at the high end.
         max_abs_error: float64 ``(layers,)``: max |e|.
+        max_inner_error: float64 ``(layers,)``: max |e| where the float value is within the range that the integers have.
         integer_range: int64 ``(layers, 2)``: least and greatest integer value; float tensors leave it at (0, 0).
         stddev: float64 ``(layers,)``: standard deviation of e in this sample.
     """
 
-    __slots__ = ("integer_range", "max_abs_error", "stddev", "sums")
+    __slots__ = ("integer_range", "max_abs_error", "max_inner_error", "stddev", "sums")
 
     def __init__(self, rows: np.ndarray) -> None:
-        """Takes the rows that ``kernels.measure_pair`` filled, float64 ``(layers, 11)``."""
+        """Takes the rows that ``kernels.measure_pair`` filled, float64 ``(layers, 12)``."""
         self.sums = rows[:, : len(_SUM_COLUMNS)]
-        self.max_abs_error, self.stddev = rows[:, 7], rows[:, 8]
+        self.max_abs_error, self.stddev, self.max_inner_error = rows[:, 7], rows[:, 8], rows[:, 11]
         self.integer_range = rows[:, 9:11].astype(np.int64)
 
     def tensorflow_metrics(self) -> np.ndarray:
@@ -59,6 +60,7 @@ class ErrorStatistics:
         samples: Number of samples added.
         sums: float64 ``(layers, 7)``, as in ``SampleSums``.
         max_abs_error: float64 ``(layers,)``.
+        max_inner_error: float64 ``(layers,)``, the same without what the range of the integers clips.
         integer_range: int64 ``(layers, 2)``.
         worst_sample: int64 ``(layers,)``: index of the sample with the greatest mean squared error; -1 before any.
         worst_mean_squared_error: float64 ``(layers,)``: of that sample; NaN counts as worse than any number.
@@ -67,8 +69,8 @@ class ErrorStatistics:
     """
 
     _FIELDS = (
-        "sums", "max_abs_error", "integer_range", "worst_sample", "worst_mean_squared_error", "tensorflow_sums",
-        "tensorflow_counts",
+        "sums", "max_abs_error", "max_inner_error", "integer_range", "worst_sample", "worst_mean_squared_error",
+        "tensorflow_sums", "tensorflow_counts",
     )  # fmt: skip
 
     def __init__(self, layers: int) -> None:
@@ -76,6 +78,7 @@ class ErrorStatistics:
         self.samples = 0
         self.sums = np.zeros((layers, len(_SUM_COLUMNS)))
         self.max_abs_error = np.zeros(layers)
+        self.max_inner_error = np.zeros(layers)
         self.integer_range = np.tile(np.array([np.iinfo(np.int64).max, np.iinfo(np.int64).min]), (layers, 1))
         self.worst_sample = np.full(layers, -1, dtype=np.int64)
         self.worst_mean_squared_error = np.full(layers, -np.inf)
@@ -102,6 +105,7 @@ class ErrorStatistics:
         self.samples += 1
         self.sums += sample.sums
         self.max_abs_error = np.maximum(self.max_abs_error, sample.max_abs_error)
+        self.max_inner_error = np.maximum(self.max_inner_error, sample.max_inner_error)
         self._widen(sample.integer_range)
         self._take_worse(np.full(len(self), index), metrics[:, 4])
         self.tensorflow_sums += np.where(present, metrics, 0.0)
@@ -127,6 +131,7 @@ class ErrorStatistics:
         total.samples = self.samples + other.samples
         total.sums = self.sums + other.sums
         total.max_abs_error = np.maximum(self.max_abs_error, other.max_abs_error)
+        total.max_inner_error = np.maximum(self.max_inner_error, other.max_inner_error)
         for part in (self, other):
             total._widen(part.integer_range)
             total._take_worse(part.worst_sample, part.worst_mean_squared_error)
@@ -204,7 +209,9 @@ class ErrorStatistics:
         statistics.samples = int(fields["samples"])
         for name in cls._FIELDS:
             empty = getattr(statistics, name)
-            setattr(statistics, name, np.asarray(fields[name], dtype=empty.dtype).reshape(empty.shape))
+            # A run saved before there was the inner error: the greatest of all is the nearest that it has.
+            values = fields.get(name, fields["max_abs_error"]) if name == "max_inner_error" else fields[name]
+            setattr(statistics, name, np.asarray(values, dtype=empty.dtype).reshape(empty.shape))
         return statistics
 
 

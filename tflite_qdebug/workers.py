@@ -1,8 +1,8 @@
 """Samples through workers: forked processes of their own, or threads of this one; results in the order of the samples.
 
 A worker holds what runs a model. Each process opens its own, so that a model which kills its process costs one sample and not
-the run. Samples get there through shared memory, two at a time, so that the next one is there when a worker is done with the
-last; results come back through a pipe.
+the run. Samples get there through shared memory, two at a time (small ones more), so that the next one is there when a worker
+is done with the last; results come back through a pipe.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ T = TypeVar("T")
 
 #: With so many samples that ended their process a run is given up.
 MOST_LOST = 3
-_AHEAD = 2  # samples at once with a worker
+# Samples at once with a worker: of small ones more, since to be woken for each would take longer than the work itself.
+_AHEAD, _AHEAD_OF_SMALL, _SMALL = 2, 16, 65536
+# What may wait in a pipe so many times without filling it.
+_BRIEF = 2048
 _ALIGNMENT = 64
 # More than this may fill a pipe while its reader is busy.
 _SHORT = 32768
@@ -117,8 +120,8 @@ class Workers:
     def map(self, work: Callable[[Any, Any], T], samples: Iterable[Any]) -> Iterator[Tuple[int, T]]:
         """Yields position and ``work(worker, sample)`` in the order of the samples.
 
-        At most two samples per worker are held. A sample that ends its process, or takes too long, is left out, and noted,
-        if others went well before it; another process goes on.
+        At most two samples per worker are held, of at most 64 KiB sixteen. A sample that ends its process, or takes too
+        long, is left out, and noted, if others went well before it; another process goes on.
 
         Raises:
             QDebugError: Where the first sample ends its process, or too many do.
@@ -144,7 +147,8 @@ def map_samples(
 ) -> Iterator[T]:
     """Yields ``work(worker, sample)`` in the order of the samples, each worker doing one at a time.
 
-    At most two samples per worker are held, so memory does not grow with their number. The first error ends it.
+    At most two samples per worker are held, of at most 64 KiB sixteen, so memory does not grow with their number. The first
+    error ends it.
 
     Args:
         work: What is done with each sample.
@@ -217,13 +221,18 @@ def _packed(sample: Any, position: int, apart: bool) -> _Packed:
         ) from error
 
 
+def ahead_of(size: int) -> int:
+    """Returns how many samples of so many bytes a worker has at once."""
+    return _AHEAD_OF_SMALL if 0 < size <= _SMALL else _AHEAD
+
+
 class _Station:
     """One worker process, the samples that it has, and the memory through which they come."""
 
     def __init__(self, serve: Callable[[Child, Any], None], size: int, share: int) -> None:
         self.size = size
-        self.memory = mmap.mmap(-1, _AHEAD * size) if size else None
-        self.slots = list(range(_AHEAD))
+        self.memory = mmap.mmap(-1, ahead_of(size) * size) if size else None
+        self.slots = list(range(ahead_of(size)))
         self.jobs: Deque[Tuple[int, Any, int]] = collections.deque()  # position, sample, slot
         self.opened = False
         self.since = time.monotonic()
@@ -240,6 +249,8 @@ class _Station:
         if packed.room > self.size:
             packed = _packed(sample, position, False)
         if len(packed.pickled) > _SHORT and (self.jobs or not self.opened):
+            return False
+        if len(packed.pickled) > _BRIEF and len(self.jobs) >= _AHEAD:
             return False
         slot = self.slots.pop()
         places, start = [], slot * self.size
@@ -375,7 +386,7 @@ class _Processes:
     def _hand_out(self, samples: Iterator[Any]) -> None:
         """Gives samples to workers that have room, and starts workers where all are busy."""
         while self._again or not self._exhausted:
-            limit = _AHEAD * self._workers.count
+            limit = ahead_of(self._size or 0) * self._workers.count
             if not self._again and (self._drawn - self._turn >= limit or self._drawn >= self._end):
                 return
             position, sample = self._again.pop(0) if self._again else self._draw(samples)
@@ -395,7 +406,7 @@ class _Processes:
         except StopIteration:
             self._exhausted = True
             return -1, None
-        except Exception as error:  # its turn comes after the results of the samples before
+        except BaseException as error:  # its turn comes after the results of the samples before, an interruption's too
             self._exhausted, self._errors[position] = True, error
             return -1, None
         self._drawn += 1

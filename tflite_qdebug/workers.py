@@ -337,11 +337,12 @@ class _Processes:
     def results(self, samples: Iterator[Any]) -> Iterator[Tuple[int, Any]]:
         """Yields position and result, in the order of the samples."""
         while True:
-            self._hand_out(samples)
             yield from self._in_turn()
+            self._hand_out(samples)  # after the results, which make room: the next sample is there before it is wanted
             if any(station.is_busy for station in self._stations):
                 self._listen()
-            elif self._exhausted and not self._again:  # all that was handed out is back, and has had its turn
+            elif self._exhausted and not self._again:  # all that was handed out is back
+                yield from self._in_turn()
                 break
         self._finish()
 

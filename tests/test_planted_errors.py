@@ -266,15 +266,15 @@ real = pytest.mark.skipif(not SHARED_MODELS.is_dir(), reason=f"the real models a
 FLOAT = {
     "keyword_spotting/kws_ref_float": ("int8", "per tensor", "full integer", "16x8", "dynamic range", "float16"),
     "mobilenet_v1_0.25/mobilenet_v1_0.25_224_float": ("int8", "16x8", "dynamic range", "float16"),
-    "mobilenetv3_small/mobilenet_v3_small_float": ("int8",),
-    "face_detection/face_detection_short_range_f32folded": ("int8", "float16"),
+    "mobilenetv3_small/mobilenet_v3_small_float": ("int8", "dynamic range", "float16"),  # no kernels run its 16x8
+    "face_detection/face_detection_short_range_f32folded": ("int8", "16x8", "dynamic range", "float16"),
     "super_resolution/espcn_x2_float": ("int8", "full integer", "16x8", "dynamic range", "float16"),
-    "super_resolution/fsrcnn_x2_float": ("int8",),
+    "super_resolution/fsrcnn_x2_float": ("int8", "16x8", "dynamic range", "float16"),
     "structure/conv_fc_mnist": ("int8", "per tensor", "16x8", "dynamic range", "float16"),
     "structure/dilated_conv": ("int8", "16x8", "float16"),
     "structure/hello_world_float": ("int8", "16x8", "float16"),
     "structure/sdpa_composite": ("dynamic range", "float16"),
-    "structure/toy_model_with_kv_cache_multi_signature": ("float16",),
+    "structure/toy_model_with_kv_cache_multi_signature": ("dynamic range", "float16"),
     "structure/torchaudio_conformer": ("dynamic range",),
 }
 # Their float model: None, where it is the model's own, dequantized.

@@ -102,12 +102,12 @@ class Interpreter:
     def _open(self, runtime: tf_private.Runtime, kernels: str, threads: int, loaded: List[Any]) -> Tuple[Any, str]:
         try:
             return self._allocated(runtime, kernels, threads, loaded), "xnnpack" if kernels == "auto" else kernels
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, MemoryError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             if kernels == "auto" and not loaded and "XNNPACK" in str(error).upper():
                 try:
                     interpreter = self._allocated(runtime, "builtin", threads, loaded)
-                except (RuntimeError, ValueError):
+                except (RuntimeError, ValueError, MemoryError):
                     pass
                 else:
                     note = "XNNPACK refuses this model ({}); the builtin kernels ran instead".format(reason)
@@ -165,7 +165,7 @@ class Interpreter:
                 array = info.quantization.quantize(array, info.dtype)
             try:
                 self._interpreter.set_tensor(info.index, array)
-            except (RuntimeError, ValueError) as error:
+            except (RuntimeError, ValueError, MemoryError) as error:
                 raise InterpreterError(
                     "{} {} does not take input {!r}: {}".format(self.runtime, self.version, info.name, str(error).strip())
                 ) from error
@@ -181,7 +181,7 @@ class Interpreter:
             self._interpreter.resize_tensor_input(info.index, shape, strict=True)
         try:
             self._interpreter.allocate_tensors()
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, MemoryError) as error:
             raise InterpreterError(
                 "{} {} cannot run the model on inputs of shapes {}: {}".format(
                     self.runtime, self.version, ", ".join(map(str, shapes)), str(error).strip()
@@ -199,7 +199,7 @@ class Interpreter:
         self.feed(arrays)
         try:
             self._interpreter.invoke()
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             raise InterpreterError(
                 "{} {} failed while running the model with {} kernels: {}".format(
                     self.runtime, self.version, self.kernels, str(error).strip()
@@ -210,7 +210,7 @@ class Interpreter:
         """Returns the memory of a tensor, not copied; let go of it before the next `invoke`."""
         try:
             return self._view(index)
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, MemoryError) as error:
             raise self._unreadable(index, error) from error
 
     def read(self, index: int) -> np.ndarray:
@@ -221,7 +221,7 @@ class Interpreter:
         """
         try:
             return self._interpreter.get_tensor(index)
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, MemoryError) as error:
             raise self._unreadable(index, error) from error
 
     def _unreadable(self, index: int, error: Exception) -> InterpreterError:
@@ -241,7 +241,7 @@ class Interpreter:
         """Sets the state of recurrent layers back to its beginning."""
         try:
             self._interpreter.reset_all_variables()
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, MemoryError) as error:
             raise InterpreterError(
                 "{} {} cannot set the model's variables back: {}".format(self.runtime, self.version, str(error).strip())
             ) from error

@@ -238,11 +238,11 @@ class FloatModel:
 
     def _calibrate_tensorflow(self, datasets: Sequence[Dataset], progress: bool | None) -> bytes:
         # A loop that hands an input on unchanged, as those of recurrent layers do, ends TensorFlow's calibrator.
-        calibrated_one = Model(copy_passed_inputs(self.model))
+        copied = copy_passed_inputs(self.model)
         try:
             # The samples are drawn here: what makes them may be the user's own, and keep something in memory.
             result = isolation.call_with_samples(
-                functools.partial(tf_private.calibrate, calibrated_one.data),
+                functools.partial(tf_private.calibrate, copied),
                 self._feed(datasets, progress),
                 what="calibrating the model",
                 error=ConversionError,
@@ -255,9 +255,7 @@ class FloatModel:
                 f"{error}. It has recurrent operators or control flow, on some of which TensorFlow's calibrator crashes; build "
                 "recurrent layers with unroll=True"
             ) from error
-        if calibrated_one.data is self.data or calibrated_one.data == self.data:
-            return result
-        return with_ranges_of(self.model, Model(result))
+        return result if copied is self.data else with_ranges_of(self.model, Model(result))
 
     def _feed(self, datasets: Sequence[Dataset], progress: bool | None) -> Iterator[Any]:
         fed = 0

@@ -415,13 +415,20 @@ class Model:
         Raises:
             OptionError: Where the model has no such signature.
         """
+        found = self.signature(signature)
+        return self._specs_of(self.subgraphs[found.subgraph], found)
+
+    def signature(self, key: str) -> Signature:
+        """Returns a signature by its key.
+
+        Raises:
+            OptionError: Where the model has no such signature.
+        """
         found = {entry.key: entry for entry in self.signatures}
-        if signature not in found:
+        if key not in found:
             known = ", ".join(map(repr, found)) or "none"
-            raise OptionError(
-                f"got signature {signature!r}, expected one of the model's: {known}.{did_you_mean(signature, found)}"
-            )
-        return self._specs_of(self.subgraphs[found[signature].subgraph], found[signature])
+            raise OptionError(f"got signature {key!r}, expected one of the model's: {known}.{did_you_mean(key, found)}")
+        return found[key]
 
     @staticmethod
     def _specs_of(subgraph: Subgraph, signature: Signature | None) -> list[InputSpec]:

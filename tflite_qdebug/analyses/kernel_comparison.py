@@ -34,8 +34,8 @@ from tflite_qdebug.edit.exploded import (
     joined_operators,
 )
 from tflite_qdebug.edit.flatbuffer import expose
-from tflite_qdebug.edit.subgraphs import select_subgraph
-from tflite_qdebug.errors import DatasetError, InterpreterError, ModelError, OptionError, QDebugError, did_you_mean
+from tflite_qdebug.edit.subgraphs import selected_signature
+from tflite_qdebug.errors import DatasetError, InterpreterError, ModelError, OptionError, QDebugError
 from tflite_qdebug.interpreter import Interpreter
 from tflite_qdebug.kernel_record import FLOAT_ROUNDING, Difference, KernelComparison, KernelRow
 from tflite_qdebug.model import Model, Operator, Tensor
@@ -80,7 +80,7 @@ def compare_kernels(
     second = second or Backend(first.runtime, "reference", threads=first.threads)
     sides = _sides(first, second)
     whole = Model(getattr(model, "data", model))
-    selected = _selected(whole, signature)
+    selected = whole if signature is None else selected_signature(whole, signature)
     opened = open_dataset(dataset, selected.input_specs(), "debug dataset", limit, signature)
     samples = iter(track(opened, "comparing kernels", opened.length, progress))
     try:
@@ -99,21 +99,6 @@ def compare_kernels(
             error.partial_comparison = plan.finished(total, workers.notes)  # type: ignore[attr-defined]
         raise
     return plan.finished(total, workers.notes)
-
-
-def _selected(model: Model, signature: str | None) -> Model:
-    """Returns the model with the signature's subgraph as the main one.
-
-    Raises:
-        OptionError: Where there is no such signature.
-    """
-    if signature is None:
-        return model
-    known = {entry.key: entry.subgraph for entry in model.signatures}
-    if signature not in known:
-        names = ", ".join(map(repr, known)) or "a model with signatures; this one has none"
-        raise OptionError(f"got signature {signature!r}, expected {names}.{did_you_mean(signature, known)}")
-    return Model(select_subgraph(model, known[signature])) if known[signature] else model
 
 
 class _Side(NamedTuple):

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tflite_qdebug import edit
-from tflite_qdebug.analyses.control_flow import bodies, body_dataset, counterparts
+from tflite_qdebug.analyses.control_flow import Body, bodies, body_dataset, counterparts
 from tflite_qdebug.analyses.layer_error import RealValued, run_debug_model
 from tflite_qdebug.collect import Backend, LayerMetrics
 from tflite_qdebug.conversion import load_float_model
 from tflite_qdebug.datasets import Dataset, Sample, open_dataset
-from tflite_qdebug.edit.dequantized import EDGE_TPU_OPERATOR
-from tflite_qdebug.edit.subgraphs import select_subgraph
+from tflite_qdebug.edit.dequantized import refuse_compiled
+from tflite_qdebug.edit.subgraphs import select_subgraph, selected_signature
 from tflite_qdebug.errors import DatasetError, ModelError, OptionError, QDebugError, did_you_mean
 from tflite_qdebug.interpreter import Interpreter
 from tflite_qdebug.match import Graph, Match, match_models
@@ -43,11 +43,7 @@ def load_quantized_model(source: Any) -> Model:
         for tensor in subgraph.tensors
         if tensor.is_quantized or (tensor.is_constant and tensor.dtype == np.float16)
     ]
-    if any(operator.name == EDGE_TPU_OPERATOR for subgraph in model.subgraphs for operator in subgraph.operators):
-        raise ModelError(
-            "got a model compiled for the Edge TPU, whose operators are one opaque program; expected the model that was given "
-            "to the compiler"
-        )
+    refuse_compiled(model)
     if not reduced:
         raise ModelError(
             "got a float model as the quantized one: none of its tensors is quantized; expected the quantized model (are the "
@@ -211,9 +207,8 @@ class Pair:
         """
         if signature is None:
             return self
-        models = [_selected(model, signature) if model else None for model in (self.floating, self.quantized)]
-        assert models[1] is not None
-        return Pair(models[0], models[1], self.origin, signature)
+        floating = None if self.floating is None else selected_signature(self.floating, signature)
+        return Pair(floating, selected_signature(self.quantized, signature), self.origin, signature)
 
     def left_out(self, chosen: Pair) -> list[str]:
         """Says what a run of the main subgraph alone does not show."""
@@ -234,14 +229,6 @@ def open_pair(float_model: Any, quantized_model: Any) -> Pair:
         return Pair(None, quantized, "none")
     floating = load_float_model(float_model)
     return Pair(floating.model, quantized, floating.origin)
-
-
-def _selected(model: Model, signature: str) -> Model:
-    found = {candidate.key: candidate.subgraph for candidate in model.signatures}
-    if signature not in found:
-        known = ", ".join(map(repr, found)) or "none"
-        raise OptionError(f"got signature {signature!r}, expected one of the model's: {known}.{did_you_mean(signature, found)}")
-    return Model(select_subgraph(model, found[signature]))
 
 
 def _check_signatures(pair: Pair, given: Mapping[str, Any]) -> None:
@@ -302,7 +289,7 @@ def _all_measured(pair: Pair, name: str, dataset: Dataset, settings: _Settings) 
     """Measures the main subgraph, and what is inside of its loops, branches and composites."""
     runs: dict[str, Run] = {}
     notes: list[str] = []
-    inside = any(_has_quantized(pair.quantized, body.subgraph) for body in bodies(pair.quantized))
+    inside = [body for body in bodies(pair.quantized) if _has_quantized(pair.quantized, body.subgraph)]
     if _has_quantized(pair.quantized, 0) or not inside:
         runs[name] = _measured(pair, dataset, settings)
     else:
@@ -311,19 +298,19 @@ def _all_measured(pair: Pair, name: str, dataset: Dataset, settings: _Settings) 
         # Where XNNPACK refused the model, or computed nonsense, the builtin kernels ran: inside of it they do too.
         ran = str(runs[name].provenance["kernels"])
         settings = settings._replace(backend=settings.backend._replace(kernels={"xnnpack": "auto"}.get(ran, ran)))
-    runs.update(_inside(pair, name, notes, dataset, settings))
+    runs.update(_inside(pair, inside, name, notes, dataset, settings))
     if not runs:
         raise ModelError("; ".join(notes))
     next(iter(runs.values())).notes += notes
     return runs
 
 
-def _inside(pair: Pair, name: str, notes: list[str], dataset: Dataset, settings: _Settings) -> Iterator[tuple[str, Run]]:
+def _inside(
+    pair: Pair, inside: Sequence[Body], name: str, notes: list[str], dataset: Dataset, settings: _Settings
+) -> Iterator[tuple[str, Run]]:
     """Yields the runs of what is inside; what cannot be measured is noted."""
-    theirs = counterparts(pair.quantized, pair.floating) if pair.floating else {}
-    for body in bodies(pair.quantized):
-        if not _has_quantized(pair.quantized, body.subgraph):
-            continue
+    theirs = counterparts(pair.quantized, pair.floating) if inside and pair.floating else {}
+    for body in inside:
         path = name + body.path[len("main") :]
         if body.refusal:
             notes.append(f"{path} is not measured: {body.refusal}")

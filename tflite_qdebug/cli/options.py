@@ -250,15 +250,25 @@ def delegates_of(library: str | None, texts: Iterable[str], option: str = "--del
     Raises:
         OptionError: For an option of the delegate that is not ``key=value``, or without a delegate.
     """
+    pairs = pairs_of(texts, f"{option}-option", "KEY=VALUE")
+    if pairs and not library:
+        raise OptionError(f"got {option}-option without {option} LIBRARY")
+    return (Delegate(library, pairs),) if library else ()
+
+
+def pairs_of(texts: Iterable[str], option: str, form: str) -> dict[str, str]:
+    """Returns what was given as ``key=value``; ``option`` and its ``form`` are for the message.
+
+    Raises:
+        OptionError: For a text without ``=``.
+    """
     pairs = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
-            raise OptionError(f"got {option}-option {text!r}, expected KEY=VALUE")
+            raise OptionError(f"got {option} {text!r}, expected {form}")
         pairs[key] = value
-    if pairs and not library:
-        raise OptionError(f"got {option}-option without {option} LIBRARY")
-    return (Delegate(library, pairs),) if library else ()
+    return pairs
 
 
 def quantize_options(arguments: argparse.Namespace) -> dict[str, Any]:

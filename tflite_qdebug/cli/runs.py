@@ -6,16 +6,14 @@ import argparse
 import contextlib
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from tflite_qdebug import example
-from tflite_qdebug.analyses.evaluation import evaluate
 from tflite_qdebug.analyses.layer_error import run_debug_model
 from tflite_qdebug.analyses.pairs import FEW, load_quantized_model, pair_errors
-from tflite_qdebug.cli.options import QUANTIZING, backend_of, quantize_options
+from tflite_qdebug.cli.options import QUANTIZING, backend_of, pairs_of, quantize_options
 from tflite_qdebug.cli.output import Folder, Screen
-from tflite_qdebug.cli.verbs import calibrate, data, load, plain, progress, show_evaluation, show_run, write_run
+from tflite_qdebug.cli.verbs import calibrate, data, evaluated, load, named_models, plain, progress, show_run, write_run
 from tflite_qdebug.conversion import CALIBRATED_KINDS, KINDS, CalibratedModel, FloatModel, load_float_model
 from tflite_qdebug.datasets import open_dataset
 from tflite_qdebug.edit import DebugModel
@@ -53,7 +51,7 @@ def _run_here(arguments: argparse.Namespace, screen: Screen, parts: int | bool |
     if len(kinds) > 1 or kinds[0] not in KINDS:
         known = ", ".join(KINDS[1:])
         raise OptionError(f"got --kind {', '.join(kinds)}, expected one of {known}.{did_you_mean(kinds[0], KINDS)}")
-    signatures = _by_signature(arguments.signature_data)
+    signatures = pairs_of(arguments.signature_data, "--signature-data", "KEY=DATA")
     folder = Folder(arguments.output)
     float_model = load(arguments)
     debug_data, notes = _debug_data(arguments)
@@ -115,9 +113,9 @@ def _debug_run(
 def _run_pairs(arguments: argparse.Namespace, screen: Screen, parts: int | bool) -> None:
     """Measures quantized models, against a float model or their own dequantized weights; several side by side."""
     _refuse_unfit(arguments)
-    models = _named(arguments.quantized)
+    models = named_models(arguments.quantized, taken=["float"])
     folder = Folder(arguments.output)
-    signatures = _by_signature(arguments.signature_data)
+    signatures = pairs_of(arguments.signature_data, "--signature-data", "KEY=DATA")
     debug_data = None if arguments.debug_data is None else data(arguments, "debug")
     opened = {name: load_quantized_model(path) for name, path in models.items()}
     float_model = load_float_model(_float_model(arguments)) if arguments.float else None
@@ -132,7 +130,8 @@ def _run_pairs(arguments: argparse.Namespace, screen: Screen, parts: int | bool)
     if len(models) > 1:
         results["comparison"] = _compared(screen, folder, {name: next(iter(runs.values())) for name, runs in measured.items()})
     if arguments.evaluation_data is not None:
-        results["evaluation"] = _evaluated(arguments, screen, {**({"float": float_model} if float_model else {}), **models})
+        compared = {**({"float": float_model} if float_model else {}), **models}
+        results["evaluation"] = evaluated(arguments, screen, compared).to_dict()
     provenance = {name: {part: run.provenance for part, run in runs.items()} for name, runs in measured.items()}
     folder.write_repeat(arguments.words, provenance=provenance, evaluation=results.get("evaluation"))
     if folder.path is not None:
@@ -220,31 +219,6 @@ def _compared(screen: Screen, folder: Folder, runs: dict[str, Run]) -> list[dict
     return rows
 
 
-def _evaluated(arguments: argparse.Namespace, screen: Screen, models: Mapping[str, Any]) -> dict[str, Any]:
-    result = evaluate(
-        models,
-        data(arguments, "evaluation"),
-        arguments.metric or ["top_1"],
-        label_offset=arguments.label_offset,
-        limit=arguments.limit,
-        backend=backend_of(arguments),
-        progress=progress(arguments),
-    )
-    show_evaluation(screen, result)
-    return result.to_dict()
-
-
-def _named(texts: list[str]) -> dict[str, str]:
-    models: dict[str, str] = {}
-    for text in texts:
-        name, equals, path = text.partition("=")
-        path, name = (path, name) if equals else (text, Path(text).stem)
-        if name in models or name == "float":
-            raise OptionError(f"got two models called {name!r}, expected different names: give them as NAME=PATH")
-        models[name] = path
-    return models
-
-
 def _refuse_unfit(arguments: argparse.Namespace) -> None:
     if not arguments.quantized:
         raise OptionError("got --float without --quantized; to quantize a float model here, give it as MODEL")
@@ -261,16 +235,6 @@ def _refuse_unfit(arguments: argparse.Namespace) -> None:
 
 def _was_given(arguments: argparse.Namespace, option: str) -> bool:
     return any(word == option or word.startswith(option + "=") for word in arguments.words)
-
-
-def _by_signature(texts: list[str]) -> dict[str, str]:
-    found = {}
-    for text in texts:
-        key, equals, source = text.partition("=")
-        if not equals:
-            raise OptionError(f"got --signature-data {text!r}, expected KEY=DATA")
-        found[key] = source
-    return found
 
 
 def as_file_name(name: str) -> str:

@@ -116,16 +116,33 @@ def _make(
 
 def evaluation(arguments: argparse.Namespace, screen: Screen) -> None:
     """Compares models on one dataset."""
+    models = named_models(arguments.models)
+    if "example" in arguments.models:
+        models["example"] = str(example.MODEL_PATH)
+    folder = Folder(arguments.output)
+    result = evaluated(arguments, screen, models)
+    folder.write_repeat(arguments.words, evaluation=result.to_dict())
+    screen.result(result.to_dict())
+
+
+def named_models(texts: Sequence[str], taken: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns ``{name: path}`` of models given as ``PATH`` or ``NAME=PATH``.
+
+    Raises:
+        OptionError: Where two are called alike, or one as a name that is taken.
+    """
     models: dict[str, Any] = {}
-    for text in arguments.models:
+    for text in texts:
         name, equals, path = text.partition("=")
         path, name = (path, name) if equals else (text, Path(text).stem)
-        if text == "example":
-            path, name = str(example.MODEL_PATH), "example"
-        if name in models:
+        if name in models or name in taken:
             raise OptionError(f"got two models called {name!r}, expected different names: give them as NAME=PATH")
         models[name] = path
-    folder = Folder(arguments.output)
+    return models
+
+
+def evaluated(arguments: argparse.Namespace, screen: Screen, models: Mapping[str, Any]) -> Evaluation:
+    """Evaluates models as the command line says, and prints the scores."""
     result = evaluate(
         models,
         data(arguments, "evaluation"),
@@ -136,8 +153,7 @@ def evaluation(arguments: argparse.Namespace, screen: Screen) -> None:
         progress=progress(arguments),
     )
     show_evaluation(screen, result)
-    folder.write_repeat(arguments.words, evaluation=result.to_dict())
-    screen.result(result.to_dict())
+    return result
 
 
 def show_evaluation(screen: Screen, result: Evaluation) -> None:

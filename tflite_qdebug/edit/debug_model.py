@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from tflite_qdebug.datasets import InputSpec
+from tflite_qdebug.match import BRIDGES
 from tflite_qdebug.quantization import QuantizationParameters
 from tflite_qdebug.record import Layer
 
@@ -18,8 +19,6 @@ NUMERIC_VERIFY = "NumericVerify"
 #: the quantized operator less the float twin, both on the float model's own values, rounded as the operator's inputs are:
 #: what it adds where all before it is sound.
 PARTS = ("weights", "output", "input", "accumulated", "own")
-# Operators that only carry values between float and integers.
-BRIDGES = ("QUANTIZE", "DEQUANTIZE")
 # Operators that a debug model has and the model that it was made from has not.
 ADDED = (*BRIDGES, NUMERIC_VERIFY)
 

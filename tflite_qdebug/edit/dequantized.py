@@ -10,12 +10,12 @@ import numpy as np
 
 from tflite_qdebug import tf_private
 from tflite_qdebug.edit.debug_model import BRIDGES
-from tflite_qdebug.edit.flatbuffer import drop_unused_buffers, drop_unused_codes, pack, unpack
+from tflite_qdebug.edit.flatbuffer import Writer, drop_unused_buffers, drop_unused_codes, pack, replace_input, unpack
 from tflite_qdebug.errors import ModelError
 from tflite_qdebug.match import Graph
 from tflite_qdebug.model import Model, Operator, Subgraph, Tensor
 
-__all__ = ["dequantize_model", "implied_activations"]
+__all__ = ["dequantize_model", "implied_activations", "refuse_compiled"]
 
 # Operators whose kernels give an integer bias the scale of input times weights: positions of input, weights and bias.
 _BIASED = {
@@ -29,7 +29,20 @@ _BIASED = {
 _LITERAL = ("CAST", "BITCAST", "BITWISE_XOR", "RIGHT_SHIFT")
 # They can have an activation function fused, and compute values that it would change.
 _ACTIVATED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "SUB", "MUL", "TRANSPOSE_CONV")
-EDGE_TPU_OPERATOR = "edgetpu-custom-op"
+_EDGE_TPU_OPERATOR = "edgetpu-custom-op"
+
+
+def refuse_compiled(model: Model) -> None:
+    """Refuses a model that was compiled for the Edge TPU.
+
+    Raises:
+        ModelError: For such a model.
+    """
+    if any(operator.name == _EDGE_TPU_OPERATOR for subgraph in model.subgraphs for operator in subgraph.operators):
+        raise ModelError(
+            "got a model compiled for the Edge TPU, whose operators are one opaque program; expected the model that was "
+            "given to the compiler"
+        )
 
 
 def implied_activations(model: Model) -> dict[int, int]:
@@ -76,13 +89,14 @@ def dequantize_model(model: Model, activations: Mapping[int, int] | None = None)
         ModelError: For a model compiled for the Edge TPU, and for one whose operators read quantized integers as plain
             numbers.
     """
+    refuse_compiled(model)
     unpacked = unpack(model)
     for index, function in (implied_activations(model) if activations is None else activations).items():
         table = unpacked.subgraphs[0].operators[index]
         table.builtinOptions = copy.copy(table.builtinOptions)
         table.builtinOptions.fusedActivationFunction = function
     for subgraph, table in zip(model.subgraphs, unpacked.subgraphs, strict=True):
-        _Dequantizer(model, subgraph, unpacked, table).run()
+        _Dequantizer(model, subgraph, Writer(unpacked, subgraph.index), table).run()
     unpacked.signatureDefs = []
     drop_unused_buffers(unpacked)
     drop_unused_codes(unpacked)
@@ -90,9 +104,9 @@ def dequantize_model(model: Model, activations: Mapping[int, int] | None = None)
 
 
 class _Dequantizer:
-    def __init__(self, model: Model, subgraph: Subgraph, unpacked: Any, table: Any) -> None:
-        self.model, self.subgraph, self.unpacked, self.table = model, subgraph, unpacked, table
-        self.schema = tf_private.schema()
+    def __init__(self, model: Model, subgraph: Subgraph, writer: Writer, table: Any) -> None:
+        self.model, self.subgraph, self.writer, self.table = model, subgraph, writer, table
+        self.schema = writer.schema
         self.biases: dict[tuple[int, bytes], int] = {}
 
     def run(self) -> None:
@@ -106,11 +120,6 @@ class _Dequantizer:
         self._remove_bridges()
 
     def _check(self, operator: Operator) -> None:
-        if operator.name == EDGE_TPU_OPERATOR:
-            raise ModelError(
-                "got a model compiled for the Edge TPU, whose operators are one opaque program; expected the model that was "
-                "given to the compiler"
-            )
         read = [self.subgraph.tensors[index] for index in operator.inputs if index >= 0]
         if operator.name in _LITERAL and any(tensor.is_quantized for tensor in read):
             raise ModelError(
@@ -132,22 +141,14 @@ class _Dequantizer:
         if key not in self.biases:
             with np.errstate(invalid="ignore", over="ignore"):
                 self.biases[key] = self._add_constant(bias, (values * scale).astype(np.float32))
-        inputs = np.array(self.table.operators[operator.index].inputs, dtype=np.int32)
-        inputs[places[2]] = self.biases[key]
-        self.table.operators[operator.index].inputs = inputs
+        replace_input(self.table.operators[operator.index], places[2], self.biases[key])
 
     def _add_constant(self, like: Tensor, values: np.ndarray) -> int:
         tensor = copy.copy(self.table.tensors[like.index])
         tensor.type, tensor.quantization = self.schema.TensorType.FLOAT32, None
-        tensor.buffer = self._add_values(values)
+        tensor.buffer = self.writer.add_values(values)
         self.table.tensors.append(tensor)
         return len(self.table.tensors) - 1
-
-    def _add_values(self, values: np.ndarray) -> int:
-        buffer = self.schema.BufferT()
-        buffer.data = np.frombuffer(np.ascontiguousarray(values, dtype=np.float32).tobytes(), np.uint8)
-        self.unpacked.buffers.append(buffer)
-        return len(self.unpacked.buffers) - 1
 
     def _make_float(self, tensor: Tensor) -> None:
         table = self.table.tensors[tensor.index]
@@ -156,10 +157,10 @@ class _Dequantizer:
             assert tensor.quantization is not None
             if tensor.is_constant:
                 with np.errstate(invalid="ignore", over="ignore"):
-                    table.buffer = self._add_values(tensor.quantization.dequantize(self.model.constant(tensor)))
+                    table.buffer = self.writer.add_values(tensor.quantization.dequantize(self.model.constant(tensor)))
         elif tensor.dtype == np.float16:
             if tensor.is_constant:
-                table.buffer = self._add_values(self.model.constant(tensor).astype(np.float32))
+                table.buffer = self.writer.add_values(self.model.constant(tensor).astype(np.float32))
         else:
             return
         table.type, table.quantization = self.schema.TensorType.FLOAT32, None

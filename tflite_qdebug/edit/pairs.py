@@ -13,7 +13,7 @@ import numpy as np
 
 from tflite_qdebug.datasets import InputSpec
 from tflite_qdebug.edit.debug_model import BRIDGES, NUMERIC_VERIFY, PARTS, DebugModel, tensors_of
-from tflite_qdebug.edit.dequantized import EDGE_TPU_OPERATOR, dequantize_model, implied_activations
+from tflite_qdebug.edit.dequantized import dequantize_model, implied_activations, refuse_compiled
 from tflite_qdebug.edit.flatbuffer import append_outputs, pack, unpack
 from tflite_qdebug.edit.twins import SHARED_STATE, Source, TwinWriter
 from tflite_qdebug.errors import ModelError
@@ -74,7 +74,7 @@ class _PairBuilder:
         self, float_model: Model | None, quantized_model: Model, whole_model: bool, parts: bool, match: Match | None
     ) -> None:
         self._graph, self._whole, self._wants_parts = Graph(quantized_model), whole_model, parts
-        self._refuse_compiled()
+        refuse_compiled(quantized_model)
         self._match = None
         if float_model is not None:
             self._match = match or match_models(float_model, quantized_model)
@@ -100,13 +100,6 @@ class _PairBuilder:
                 found[pair.quantized_operator] = theirs
         self._implied = len(found)
         return found
-
-    def _refuse_compiled(self) -> None:
-        if any(operator.name == EDGE_TPU_OPERATOR for operator in self._graph.subgraph.operators):
-            raise ModelError(
-                "got a model compiled for the Edge TPU, whose operators are one opaque program; expected the model that was "
-                "given to the compiler"
-            )
 
     def _open_inputs(self) -> tuple[InputSpec, ...]:
         """Makes inputs of integers float, with a QUANTIZE behind each, so that their rounding can be seen."""

@@ -15,7 +15,7 @@ from tflite_qdebug.errors import ModelError
 from tflite_qdebug.model import Model, Tensor, refuses_broken_models
 
 __all__ = ["copy_passed_inputs", "copy_subgraphs", "reachable_subgraphs", "referenced_subgraphs", "renumber_subgraphs",
-           "select_prefix", "select_subgraph", "with_ranges_of"]  # fmt: skip
+           "select_prefix", "select_subgraph", "selected_signature", "with_ranges_of"]  # fmt: skip
 
 # Options of the schema -> their fields that are indices of subgraphs; one that a schema lacks is never met.
 _FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -175,6 +175,8 @@ def copy_passed_inputs(model: Model) -> bytes:
     the sequence that they read. The copy is MAXIMUM of the input and itself, behind the body's operators, so that everything
     else keeps its index. A model without such a loop comes back as it is.
     """
+    if not any(operator.name == "WHILE" for subgraph in model.subgraphs for operator in subgraph.operators):
+        return model.data
     unpacked = unpack(model)
     tables = [table for subgraph in unpacked.subgraphs for table in subgraph.operators or []]
     loops = [getattr(table.builtinOptions, "bodySubgraphIndex", None) for table in tables]
@@ -213,6 +215,16 @@ def with_ranges_of(model: Model, calibrated: Model) -> bytes:
                 parameters.min, parameters.max = [np.float32(tensor.minimum)], [np.float32(tensor.maximum)]
                 table.quantization = parameters
     return pack(unpacked)
+
+
+def selected_signature(model: Model, key: str) -> Model:
+    """Returns the model with a signature's subgraph as the main one; the model itself where it is that already.
+
+    Raises:
+        OptionError: Where the model has no such signature.
+    """
+    subgraph = model.signature(key).subgraph
+    return Model(select_subgraph(model, subgraph)) if subgraph else model
 
 
 def _make_main(unpacked: Any, index: int) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Sequence
 
-from tflite_qdebug.files import write_atomically
 from tflite_qdebug.kernel_record import Difference, KernelComparison, KernelRow
-from tflite_qdebug.reports.tables import number, shortened
+from tflite_qdebug.reports.tables import number, shortened, write_columns
 
 __all__ = ["kernel_table", "write_kernel_csv"]
 
@@ -22,12 +19,7 @@ def write_kernel_csv(comparison: KernelComparison, path: str | os.PathLike[str])
     Raises:
         OutputError: Where it cannot be written.
     """
-    columns = comparison.columns()
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    write_atomically(path, text.getvalue().encode())
+    write_columns(comparison.columns(), path)
 
 
 def kernel_table(

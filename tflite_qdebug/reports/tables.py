@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from tflite_qdebug.files import write_atomically
 from tflite_qdebug.record import Run
 
-__all__ = ["layer_table", "part_shares", "print_table", "text_table", "whole_table", "write_csv"]
+__all__ = ["layer_table", "part_shares", "print_table", "text_table", "whole_table", "write_columns", "write_csv"]
 
 
 def write_csv(run: Run, path: str | os.PathLike[str]) -> None:
@@ -23,7 +23,15 @@ def write_csv(run: Run, path: str | os.PathLike[str]) -> None:
     Raises:
         OutputError: Where it cannot be written.
     """
-    columns = run.columns()
+    write_columns(run.columns(), path)
+
+
+def write_columns(columns: Mapping[str, Sequence[Any] | np.ndarray], path: str | os.PathLike[str]) -> None:
+    """Writes columns of one length as CSV, their names first.
+
+    Raises:
+        OutputError: Where it cannot be written.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(columns)

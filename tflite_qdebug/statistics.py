@@ -330,6 +330,16 @@ class Histogram:
             "maximum": self.maximum,
         }
 
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Histogram:
+        """Reads what ``to_dict`` gave."""
+        histogram = cls()
+        histogram.exponent = None if fields["exponent"] is None else int(fields["exponent"])
+        histogram.first, histogram.zeros = int(fields["first"]), int(fields["zeros"])
+        histogram.counts = np.asarray(fields["counts"], dtype=np.int64)
+        histogram.minimum, histogram.maximum = float(fields["minimum"]), float(fields["maximum"])
+        return histogram
+
     def __repr__(self) -> str:
         return "Histogram({} values in {} bins, {:.6g} .. {:.6g})".format(
             self.total, len(self.counts), self.minimum, self.maximum

@@ -15,6 +15,7 @@ from tflite_qdebug.datasets import InputSpec
 from tflite_qdebug.edit.debug_model import BRIDGES, NUMERIC_VERIFY, PARTS, DebugModel, tensors_of
 from tflite_qdebug.edit.dequantized import dequantize_model, implied_activations, refuse_compiled
 from tflite_qdebug.edit.flatbuffer import append_outputs, pack, unpack
+from tflite_qdebug.edit.regions import Regions, with_weights
 from tflite_qdebug.edit.twins import SHARED_STATE, Source, TwinWriter
 from tflite_qdebug.errors import ModelError
 from tflite_qdebug.match import AGREES, Graph, Match, match_models
@@ -74,6 +75,7 @@ class _PairBuilder:
         self, float_model: Model | None, quantized_model: Model, whole_model: bool, parts: bool, match: Match | None
     ) -> None:
         self._graph, self._whole, self._wants_parts = Graph(quantized_model), whole_model, parts
+        self._regions = Regions(self._graph)
         refuse_compiled(quantized_model)
         self._match = None
         if float_model is not None:
@@ -137,26 +139,16 @@ class _PairBuilder:
         for operator in self._graph.subgraph.operators:
             if operator.name in BRIDGES:
                 self._add_bridge(operator)
-            elif self._is_quantized(operator) or (self._whole and self._graph.computes(operator)):
+            elif self._regions.is_quantized(operator) or (self._whole and self._graph.computes(operator)):
                 for output in operator.outputs:
                     if self._graph.is_numeric(output):
                         self._add_row(operator, output)
-        if not self._layers or not any(map(self._is_quantized, self._graph.operators)):
+        if not self._layers or not any(map(self._regions.is_quantized, self._graph.operators)):
             raise ModelError(
                 "Please check if the quantized model is in debug mode: no operator of the quantized model computes anything "
                 "differently from its counterpart in the float model, so there is nothing to compare"
             )
         return self._finish(specs)
-
-    def _is_quantized(self, operator: Operator) -> bool:
-        """True where an operator's output is quantized, or a constant that it reads is not what it was in float."""
-        if any(self._graph.tensor(output).is_quantized for output in operator.outputs):
-            return True
-        return self._graph.computes(operator) and self._reads_reduced_constant(operator)
-
-    def _reads_reduced_constant(self, operator: Operator) -> bool:
-        constants = (self._graph.tensor(self._graph.root(index)) for index in operator.inputs if index >= 0)
-        return any(tensor.is_constant and (tensor.is_quantized or tensor.dtype == np.float16) for tensor in constants)
 
     def _add_bridge(self, operator: Operator) -> None:
         """Makes a layer of a QUANTIZE that takes float values: it rounds and clips like any other."""
@@ -220,7 +212,7 @@ class _PairBuilder:
 
     def _append_parts(self, row: _Row, source: Source, twin: int | None, chain: int | None) -> None:
         quantized = row.tensor.index
-        weighted = source is not self._dequantized and any(self._reads_reduced_constant(op) for op in row.operators)
+        weighted = source is not self._dequantized and any(self._regions.reads_reduced_constant(op) for op in row.operators)
         changed = self._twin(self._dequantized, quantized, row)[0] if weighted else twin
         self._add_parts(
             weights=(changed, twin) if weighted else None,
@@ -239,7 +231,7 @@ class _PairBuilder:
         roots = {source.at[root] for root in row.feeds if root in source.at}
         if None in chains.values() or len(roots) < len(row.feeds) or not roots <= chains.keys():
             return None
-        entries = {root: row.feeds.get(source.values[root], self._default_entry(source.values[root])) for root in met}
+        entries = {root: row.feeds.get(source.values[root], self._regions.default_entry(source.values[root])) for root in met}
         feeds = {root: self._twins.rounded(chain, entries[root]) for root, chain in chains.items() if chain is not None}
         twin = self._twins.compute(source, operators, feeds, place)
         chosen = {entries[root]: chains[root] for root in roots}
@@ -247,36 +239,9 @@ class _PairBuilder:
 
     def _row(self, operator: Operator, output: int) -> _Row:
         own = self._reference.at.get(output)
-        if own is None:
-            operators: list[Operator] = [operator]
-        else:
-            stops = set(self._reference.at)
-            operators = self._quantized_region(output, stops)
-        feeds: dict[int, int] = {}
-        for each in operators:
-            for index in each.inputs:
-                if index >= 0 and not self._graph.is_constant(index):
-                    feeds.setdefault(self._graph.root(index), self._entry(index))
+        operators = [operator] if own is None else self._regions.operators(output, self._reference.at.keys())
+        feeds = self._regions.feeds(operators)
         return _Row(self._graph.tensor(output), operator, operators, feeds, own)
-
-    def _quantized_region(self, output: int, stops: set[int]) -> list[Operator]:
-        found: dict[int, Operator] = {}
-        waiting = [output]
-        while waiting:
-            producer = self._graph.producer(waiting.pop())
-            if producer is not None and producer.index not in found:
-                found[producer.index] = producer
-                waiting += [root for root in self._graph.activations(producer).values() if root not in stops]
-        return [found[index] for index in sorted(found)]
-
-    def _entry(self, index: int) -> int:
-        """Returns the first quantized tensor between a value and the operator that reads it as ``index``; else the value."""
-        entry = root = self._graph.root(index)
-        while index != root:
-            if self._graph.tensor(index).is_quantized:
-                entry = index
-            index = self._graph.subgraph.producers[index].inputs[0]
-        return root if self._graph.tensor(root).is_quantized else entry
 
     def _twin(self, source: Source, place: int, row: _Row) -> tuple[int | None, str]:
         """Copies what computes a value out of the values before it; returns its tensor, or None and why not."""
@@ -294,19 +259,11 @@ class _PairBuilder:
             other = source.values.get(root)
             if other is None:
                 return None, "its inputs are not known in float"
-            feeds[root] = self._twins.as_float(row.feeds.get(other, self._default_entry(other)))
+            feeds[root] = self._twins.as_float(row.feeds.get(other, self._regions.default_entry(other)))
         shared = [op.name for op in operators if op.name in SHARED_STATE]
         if shared:
             return None, f"it reads variables that the whole model shares ({', '.join(shared)})"
         return self._twins.compute(source, operators, feeds, place), ""
-
-    def _default_entry(self, root: int) -> int:
-        if self._graph.tensor(root).is_quantized:
-            return root
-        for operator in self._graph.subgraph.operators:
-            if operator.name == "QUANTIZE" and operator.inputs[0] == root:
-                return operator.outputs[0]
-        return root
 
     def _evidence(self, operator: Operator) -> str:
         if self._match is None:
@@ -386,25 +343,13 @@ class _PairBuilder:
         """Returns the float model with the dequantized constants of the quantized one."""
         if self._match is None or self._reference is self._dequantized:
             return None
-        ours, theirs = self._reference.graph, self._dequantized.graph
-        constants = {}
-        for pair in self._match.operators:
-            mine = ours.subgraph.operators[pair.float_operator]
-            outputs = set(self._graph.subgraph.operators[pair.quantized_operator].outputs)
-            other = next(operator for operator in theirs.operators if outputs.intersection(operator.outputs))
-            for position, (first, second) in enumerate(zip(mine.inputs, other.inputs, strict=False)):
-                if first < 0 or second < 0 or not (ours.is_constant(first) and theirs.is_constant(second)):
-                    continue
-                before, after = ours.tensor(ours.root(first)), theirs.tensor(theirs.root(second))
-                if before.is_float and after.is_float and before.shape == after.shape and mine.name == other.name:
-                    constants[mine.index, position] = after.index
-        return dataclasses.replace(self._reference, name="float model, weights quantized", constants=constants)
+        return with_weights(self._reference, self._dequantized, self._match, self._graph)
 
     def _with_activations(self) -> Source | None:
         """Returns the float model with each value rounded and clipped as its counterpart in the quantized model is."""
         rounded = {}
         for mine, other in self._reference.values.items():
-            entry = self._graph.tensor(self._default_entry(other))
+            entry = self._graph.tensor(self._regions.default_entry(other))
             if entry.is_quantized and self._reference.graph.tensor(mine).is_float:
                 rounded[mine] = entry.index
         if not rounded:

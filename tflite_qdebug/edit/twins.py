@@ -15,7 +15,7 @@ from tflite_qdebug.edit.subgraphs import copy_subgraphs, referenced_subgraphs, r
 from tflite_qdebug.match import Graph
 from tflite_qdebug.model import Operator
 
-__all__ = ["SHARED_STATE", "Source", "TwinWriter"]
+__all__ = ["SHARED_STATE", "OperatorWriter", "Source", "TwinWriter"]
 
 #: They name state that an interpreter keeps: a copy would share it with what it was copied from.
 SHARED_STATE = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "HASHTABLE", "CALL_ONCE")
@@ -63,48 +63,32 @@ class Source:
         return [operators[index] for index in sorted(operators)], list(met)
 
 
-class TwinWriter:
-    """Copies float operators behind those of a quantized model.
+class OperatorWriter:
+    """Copies operators of other models into an unpacked one, on whatever they are to read.
 
     Attributes:
-        unpacked: The quantized model as objects, changed in place.
+        unpacked: The model as objects, changed in place.
         writer: Writes into it.
-        inputs: ``{input of the quantized model: the tensor that is fed}``, from which chains start.
-        prepended: Operators to be put before those of the model.
-        appended: Operators to be put behind them.
+        appended: The copies, to be put behind the operators that are there.
     """
 
-    def __init__(self, quantized: Graph, dequantized: Source) -> None:
-        """Prepares a copy of the quantized model.
+    def __init__(self, unpacked: Any, dequantized: Source, suffix: bytes = b"") -> None:
+        """Starts without a copy.
 
         Args:
-            quantized: The model.
-            dequantized: It as a float model, whose constants a `Source` may ask for.
+            unpacked: The model.
+            dequantized: A quantized model as a float model, whose constants a `Source` may ask for.
+            suffix: Behind the names of copied tensors.
         """
-        self._graph, self._dequantized = quantized, dequantized
-        self.unpacked = unpack(quantized.model)
-        self.unpacked.signatureDefs = []
-        self.writer = Writer(self.unpacked)
-        self.inputs: dict[int, int] = {}
-        self.prepended: list[Any] = []
+        self.unpacked, self.writer = unpacked, Writer(unpacked)
         self.appended: list[Any] = []
-        self._floats: dict[int, int] = {}
+        self._dequantized, self._suffix = dequantized, suffix
         self._constants: dict[tuple[int, int], int] = {}
         self._copies: dict[Any, list[int]] = {}
         self._called: dict[tuple[str, int], int] = {}
-        self._chains: dict[tuple[str, int], int | None] = {}
-        self._roundings: dict[tuple[int, int], int] = {}
-        self._integers: dict[tuple[int, int], int] = {}
 
-    def open_input(self, index: int) -> None:
-        """Makes an input of integers float, with a QUANTIZE behind it, so that its rounding can be seen."""
-        tensor = self._graph.tensor(index)
-        schema, main = self.writer.schema, self.writer.main
-        fed = self.writer.add_tensor(tensor.name + "_float", main.tensors[tensor.index], schema.TensorType.FLOAT32)
-        self.prepended.append(self._quantize(fed, tensor.index, tensor.dtype))
-        self.inputs[index] = fed
-
-    def _quantize(self, source: int, target: int, dtype: np.dtype[Any]) -> Any:
+    def quantize(self, source: int, target: int, dtype: np.dtype[Any]) -> Any:
+        """Returns a QUANTIZE operator (not yet put anywhere) between two tensors."""
         schema = self.writer.schema
         operator = schema.OperatorT()
         operator.opcodeIndex = self.writer.add_code("QUANTIZE", 2 if dtype == np.int16 else 1)
@@ -113,45 +97,44 @@ class TwinWriter:
         operator.builtinOptions = schema.QuantizeOptionsT()
         return operator
 
-    def as_float(self, index: int) -> int:
-        """Returns the dequantized form of a tensor of the quantized model."""
-        tensor = self._graph.tensor(index)
-        if not tensor.is_quantized:
-            return index
-        if index not in self._floats:
-            operator, target = self.writer.dequantize(index, tensor.name + "_verify", 2)
-            self.appended.append(operator)
-            self._floats[index] = target
-        return self._floats[index]
-
-    def _add_tensor(self, source: Source, index: int) -> int:
+    def add_tensor(self, source: Source, index: int) -> int:
+        """Copies a tensor, with its values where it is constant."""
         tensor = copy.copy(source.unpacked.subgraphs[source.graph.subgraph.index].tensors[index])
         if source.graph.tensor(index).is_constant:
             self.unpacked.buffers.append(source.unpacked.buffers[tensor.buffer])
             tensor.buffer = len(self.unpacked.buffers) - 1
         else:
             tensor.buffer = 0
-        tensor.name = (tensor.name or b"") + b"_float"
+        tensor.name = (tensor.name or b"") + self._suffix
         self.writer.main.tensors.append(tensor)
         return len(self.writer.main.tensors) - 1
 
-    def _constant(self, source: Source, index: int) -> int:
+    def constant(self, source: Source, index: int) -> int:
+        """Copies a constant, once."""
         key = (id(source.unpacked), index)  # variants of one source share them
         if key not in self._constants:
-            self._constants[key] = self._add_tensor(source, index)
+            self._constants[key] = self.add_tensor(source, index)
         return self._constants[key]
 
-    def _copy(self, source: Source, operator: Operator, inputs: list[int]) -> list[int]:
-        """Copies an operator of a float model; the same one on the same inputs only once."""
+    def copy(self, source: Source, operator: Operator, inputs: list[int], intermediates: bool = False) -> list[int]:
+        """Copies an operator, the same one on the same inputs only once; returns its outputs.
+
+        Args:
+            source: The model that it is of.
+            operator: The operator.
+            inputs: The tensors that the copy reads.
+            intermediates: Keep the scales between the gates of an integer LSTM, which a float one takes for an error.
+        """
         key = (source.name, operator.index, tuple(inputs))
         if key in self._copies:
             return self._copies[key]
-        outputs = [self._add_tensor(source, index) for index in operator.outputs]
+        outputs = [self.add_tensor(source, index) for index in operator.outputs]
         table = copy.copy(source.unpacked.subgraphs[source.graph.subgraph.index].operators[operator.index])
         code = source.unpacked.operatorCodes[table.opcodeIndex]
         table.opcodeIndex = self.writer.add_code(operator.name, code.version, code.customCode)
         table.inputs, table.outputs = np.array(inputs, dtype=np.int32), np.array(outputs, dtype=np.int32)
-        table.intermediates = []
+        kept = table.intermediates if intermediates and table.intermediates is not None else []
+        table.intermediates = np.array([self.add_tensor(source, int(index)) for index in kept], dtype=np.int32)
         called = [index for index in referenced_subgraphs(table) if (source.name, index) not in self._called]
         for index, copied in copy_subgraphs(source.unpacked, self.unpacked, called).items() if called else ():
             self._called[source.name, index] = copied
@@ -174,32 +157,79 @@ class TwinWriter:
                 elif root in known:
                     inputs.append(known[root])
                 elif (operator.index, position) in source.constants:
-                    inputs.append(self._constant(self._dequantized, source.constants[operator.index, position]))
+                    inputs.append(self.constant(self._dequantized, source.constants[operator.index, position]))
                 elif source.graph.tensor(root).is_constant:
-                    inputs.append(self._constant(source, root))
+                    inputs.append(self.constant(source, root))
                 elif source.graph.tensor(root).is_variable:
-                    inputs.append(self._add_tensor(source, root))
+                    inputs.append(self.add_tensor(source, root))
                 else:
                     return None
             if any(source.graph.tensor(index).is_variable for index in operator.inputs if index >= 0):
                 # Its own state each time: a copy on the same inputs is found by the constants and activations alone.
-                inputs = self._remembered_state(source, operator, inputs)
-            for index, copied in zip(operator.outputs, self._copy(source, operator, inputs), strict=True):
+                inputs = self.with_state(source, operator, inputs)
+            for index, copied in zip(operator.outputs, self.copy(source, operator, inputs), strict=True):
                 known[index] = self._after(source, index, copied)
         return known.get(output)
 
     def _after(self, source: Source, root: int, tensor: int) -> int:
         """Returns a value as its readers get it: rounded, where the source wants it so."""
-        if root not in source.rounded:
-            return tensor
-        return self.rounded(tensor, source.rounded[root])
+        return tensor
 
-    def _remembered_state(self, source: Source, operator: Operator, inputs: list[int]) -> list[int]:
+    def with_state(self, source: Source, operator: Operator, inputs: list[int]) -> list[int]:
+        """Returns the inputs of an operator with variables: those it was given before with the same other inputs."""
         stateless = tuple(
             -2 if index >= 0 and source.graph.tensor(index).is_variable else copied
             for index, copied in zip(operator.inputs, inputs, strict=True)
         )
         return self._copies.setdefault((source.name, operator.index, "state", stateless), inputs)
+
+
+class TwinWriter(OperatorWriter):
+    """Copies float operators behind those of a quantized model.
+
+    Attributes:
+        inputs: ``{input of the quantized model: the tensor that is fed}``, from which chains start.
+        prepended: Operators to be put before those of the model.
+    """
+
+    def __init__(self, quantized: Graph, dequantized: Source) -> None:
+        """Prepares a copy of the quantized model.
+
+        Args:
+            quantized: The model.
+            dequantized: It as a float model, whose constants a `Source` may ask for.
+        """
+        super().__init__(unpack(quantized.model), dequantized, b"_float")
+        self._graph = quantized
+        self.unpacked.signatureDefs = []
+        self.inputs: dict[int, int] = {}
+        self.prepended: list[Any] = []
+        self._floats: dict[int, int] = {}
+        self._chains: dict[tuple[str, int], int | None] = {}
+        self._roundings: dict[tuple[int, int], int] = {}
+        self._integers: dict[tuple[int, int], int] = {}
+
+    def open_input(self, index: int) -> None:
+        """Makes an input of integers float, with a QUANTIZE behind it, so that its rounding can be seen."""
+        tensor = self._graph.tensor(index)
+        schema, main = self.writer.schema, self.writer.main
+        fed = self.writer.add_tensor(tensor.name + "_float", main.tensors[tensor.index], schema.TensorType.FLOAT32)
+        self.prepended.append(self.quantize(fed, tensor.index, tensor.dtype))
+        self.inputs[index] = fed
+
+    def as_float(self, index: int) -> int:
+        """Returns the dequantized form of a tensor of the quantized model."""
+        tensor = self._graph.tensor(index)
+        if not tensor.is_quantized:
+            return index
+        if index not in self._floats:
+            operator, target = self.writer.dequantize(index, tensor.name + "_verify", 2)
+            self.appended.append(operator)
+            self._floats[index] = target
+        return self._floats[index]
+
+    def _after(self, source: Source, root: int, tensor: int) -> int:
+        return self.rounded(tensor, source.rounded[root]) if root in source.rounded else tensor
 
     def chain(self, source: Source, output: int) -> int | None:
         """Returns the value as the float model alone computes it from the float inputs."""
@@ -232,7 +262,7 @@ class TwinWriter:
         if (index, like) not in self._integers:
             integers = self.writer.add_tensor(quantized.name + "_rounded", main.tensors[index], main.tensors[like].type)
             main.tensors[integers].quantization = main.tensors[like].quantization
-            self.appended.append(self._quantize(index, integers, quantized.dtype))
+            self.appended.append(self.quantize(index, integers, quantized.dtype))
             self._integers[index, like] = integers
         return self._integers[index, like]
 

@@ -17,7 +17,7 @@ from tflite_qdebug.interpreter import Interpreter
 from tflite_qdebug.model import Model, read_model_bytes
 from tflite_qdebug.progress import track
 
-__all__ = ["METRICS", "Evaluation", "ModelScore", "evaluate", "load_function"]
+__all__ = ["METRICS", "Evaluation", "ModelScore", "evaluate", "load_function", "task_functions", "task_value"]
 
 
 def _rank(outputs: Sequence[np.ndarray], label: Any) -> int:
@@ -142,6 +142,21 @@ def _metric(metric: str | Callable[..., Any]) -> tuple[str, Callable[..., Any]]:
     return metric.partition(":")[2], load_function(metric, "metric")
 
 
+def task_functions(metrics: Sequence[str | Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    """Returns ``{name: f(outputs, label) -> number}`` of metrics given by name, as ``module:function``, or as functions.
+
+    Raises:
+        OptionError: For an unknown metric, or two that are called alike.
+    """
+    functions = dict(_metric(metric) for metric in metrics)
+    if len(functions) < len(metrics):
+        raise OptionError(
+            f"got {len(metrics)} metrics with {len(functions)} names ({', '.join(functions)}), expected a name for each: two "
+            "functions are called alike"
+        )
+    return functions
+
+
 def evaluate(
     models: Mapping[str, Any],
     evaluation_dataset: Any,
@@ -172,12 +187,7 @@ def evaluate(
     if not models:
         raise OptionError("got no model to evaluate, expected at least one")
     backend = backend or Backend()
-    functions = dict(_metric(metric) for metric in metrics)
-    if len(functions) < len(metrics):
-        raise OptionError(
-            f"got {len(metrics)} metrics with {len(functions)} names ({', '.join(functions)}), expected a name for each: two "
-            "functions are called alike"
-        )
+    functions = task_functions(metrics)
     contents = {name: read_model_bytes(getattr(model, "data", model)) for name, model in models.items()}
     dataset = open_dataset(evaluation_dataset, Model(next(iter(contents.values()))).input_specs(), "evaluation dataset", limit)
 
@@ -199,7 +209,7 @@ def evaluate(
             interpreter.invoke(sample.inputs)
             outputs = interpreter.read_outputs(dequantized=True)
             for column, (name, function) in enumerate(functions.items()):
-                values[row, column] = _value(name, function, outputs, label, sample.index)
+                values[row, column] = task_value(name, function, outputs, label, sample.index)
             own = int(np.argmax(outputs[0]))
             answer = own if answer is None else answer
             values[row, -1] = own == answer
@@ -249,7 +259,13 @@ def _tried(samples: Iterator[Any], opened: Callable[[], list[Interpreter]], back
         yield sample
 
 
-def _value(name: str, function: Callable[..., Any], outputs: list[np.ndarray], label: Any, index: int) -> float:
+def task_value(name: str, function: Callable[..., Any], outputs: list[np.ndarray], label: Any, index: int) -> float:
+    """Returns a metric of one sample.
+
+    Raises:
+        MetricError: Where it fails or gives no number.
+        DatasetError: Where the label does not fit the outputs.
+    """
     try:
         value = float(function(outputs, label))
     except (DatasetError, MetricError) as error:

@@ -265,9 +265,11 @@ class _Assembly(OperatorWriter):
         return MixedModel(pack(self.unpacked), tuple(self._fed_tensors), tuple(wanted))
 
     def _given(self, value: int) -> int:
-        if self._native and value in self._as_quantized:
-            return self._as_quantized[value]
-        return self.float_of(value)
+        if not self._native:
+            return self.float_of(value)
+        if value not in self._as_quantized:
+            return self.rounding(value, value) if self._graph.tensor(value).is_quantized else self.float_of(value)
+        return self._as_quantized[value]
 
     def _compute(self, wanted: Iterable[int], form_of: Callable[[Node], str]) -> None:
         """Computes values and what they need; not by recursion, since a model may be a thousand operators deep."""

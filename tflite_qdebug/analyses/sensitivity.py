@@ -1,0 +1,480 @@
+"""Sensitivity: the error at the model's outputs when one node alone is quantized, or one alone left float."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tflite_qdebug import edit
+from tflite_qdebug.analyses.evaluation import METRICS as TASK_METRICS
+from tflite_qdebug.analyses.evaluation import task_functions, task_value
+from tflite_qdebug.analyses.layer_error import RealValued
+from tflite_qdebug.analyses.pairs import Pair, confirmed_match, open_pair
+from tflite_qdebug.analyses.sweep import FORMS, Pass, Sweep, Variant, plan_sweep
+from tflite_qdebug.collect import Backend, map_samples
+from tflite_qdebug.datasets import Dataset, open_dataset
+from tflite_qdebug.edit.mixed import MixedModels
+from tflite_qdebug.errors import DatasetError, ModelError, OptionError, did_you_mean
+from tflite_qdebug.files import write_atomically
+from tflite_qdebug.findings import MODES, Sensitivity
+from tflite_qdebug.interpreter import Interpreter
+from tflite_qdebug.match import match_models
+from tflite_qdebug.output_error import METRICS, OutputErrors, measure_output
+from tflite_qdebug.progress import track
+from tflite_qdebug.record import decoded, encoded
+
+__all__ = ["MixedPair", "open_mixed", "sensitivity"]
+
+# How often what has been measured is written, where it is to be kept.
+_SAVED_EVERY = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedPair:
+    """A float model and its quantized form, ready to be mixed, and the samples.
+
+    Attributes:
+        pair: The two models.
+        models: Puts partly quantized models together.
+        dataset: As opened.
+        shapes: ``{value: shape}`` in the first sample.
+        first: The first sample, with float32 for inputs that carry a scale.
+    """
+
+    pair: Pair
+    models: MixedModels
+    dataset: Dataset
+    shapes: dict[int, tuple[int, ...]]
+    first: Any
+
+    def samples(self) -> RealValued:
+        """Returns the samples, with float32 for inputs that carry a scale."""
+        main = self.pair.quantized.main
+        return RealValued(self.dataset, [main.tensors[index].quantization for index in main.inputs])
+
+    def feeds(self, sample: Any) -> dict[int, np.ndarray]:
+        """Returns what a sample feeds, by value."""
+        return dict(zip(self.pair.quantized.main.inputs, sample.inputs, strict=True))
+
+
+def open_mixed(
+    float_model: Any,
+    quantized_model: Any,
+    debug_dataset: Any,
+    *,
+    signature: str | None = None,
+    limit: int | None = None,
+    labels: bool | None = None,
+    backend: Backend | None = None,
+) -> MixedPair:
+    """Reads both models, matches them, and opens the samples.
+
+    Args:
+        float_model: As for `pair_error`.
+        quantized_model: As for `pair_error`.
+        debug_dataset: As for `pair_error`.
+        signature: As for `pair_error`.
+        limit: As for `pair_error`.
+        labels: As for `open_dataset`.
+        backend: As for `pair_error`.
+
+    Raises:
+        ModelError: Where a model cannot be read, there is no float model, or the two are no pair.
+        OptionError: For a signature that a model lacks.
+        DatasetError: Where the first sample is wrong, or there is none.
+    """
+    backend = backend or Backend()
+    pair = open_pair(float_model, quantized_model).select(signature)
+    if pair.floating is None:
+        raise ModelError("got no float model; to leave nodes float it takes the float model that the quantized one came from")
+    several = pair.signature is not None
+    specs = pair.quantized.input_specs()
+    dataset = open_dataset(debug_dataset, specs, "debug dataset", limit, pair.signature, labels, skip_others=several)
+    main = pair.quantized.main
+    first = RealValued(dataset, [main.tensors[index].quantization for index in main.inputs]).ahead(1)[0]
+    match = match_models(pair.floating, pair.quantized)
+    match = confirmed_match(match, pair.floating, pair.quantized, first, backend)
+    models = MixedModels(pair.floating, pair.quantized, match)
+    if len(models.inputs) < len(main.inputs):
+        missing = [main.tensors[index].name for index in main.inputs if index not in models.inputs]
+        raise ModelError(f"input {missing[0]!r} of the quantized model has no counterpart in the float model")
+    shapes = backend.apart(_shapes, backend, models, first, what="running the quantized model on the first sample")
+    return MixedPair(pair, models, dataset, shapes, first)
+
+
+def _shapes(backend: Backend, models: MixedModels, sample: Any) -> dict[int, tuple[int, ...]]:
+    interpreter = backend.open(models.graph.model.data)
+    interpreter.invoke(sample.inputs)
+    return {
+        index: info.shape for index, info in interpreter.tensor_infos().items() if index < len(models.graph.subgraph.tensors)
+    }
+
+
+def sensitivity(
+    float_model: Any,
+    quantized_model: Any,
+    debug_dataset: Any,
+    *,
+    mode: str = "node",
+    nodes: Collection[str] | None = None,
+    output_node: str | None = None,
+    metric: str = "sqnr_db",
+    task_metrics: Sequence[str | Callable[..., Any]] = (),
+    large_is_bad: bool | None = None,
+    label_offset: int = 0,
+    signature: str | None = None,
+    limit: int | None = None,
+    memory: int | None = None,
+    backend: Backend | None = None,
+    progress: bool | None = None,
+    saved: str | os.PathLike[str] | None = None,
+) -> Sensitivity:
+    """Measures the error at the outputs when one node alone is quantized, for each node; or one alone left float.
+
+    A node that is quantized alone computes what it would in a model that TensorFlow's quantizer made with all other nodes
+    denylisted: QUANTIZE, the quantized model's own operators, DEQUANTIZE.
+
+    Args:
+        float_model: As for `pair_error`.
+        quantized_model: As for `pair_error`.
+        debug_dataset: As for `pair_error`; with labels for task metrics.
+        mode: ``node``; ``weights``: only its weights are quantized; ``activation``: only its input activations; ``float``: it
+            is left float, and all others are quantized.
+        nodes: Names of the nodes to be measured; None: all that are quantized.
+        output_node: Measure the error at the output of this node; None: at the model's outputs.
+        metric: What ranks: one of `output_error.METRICS`, or a task metric's name.
+        task_metrics: ``top_1``, ``top_5``, ``module:function`` or functions ``f(outputs, label) -> number``, of the outputs
+            that both models have, in the quantized model's order.
+        large_is_bad: For a task metric that ranks; None: small is bad, as accuracy.
+        label_offset: Added to each label.
+        signature: As for `pair_error`.
+        limit: Take the first so many samples.
+        memory: Bytes that all workers together may take for models; None: a quarter of the machine's. Where the nodes do not
+            fit into it at once, the dataset is gone through several times.
+        backend: Which code runs the models.
+        progress: As in `progress.track`.
+        saved: A file in which what has been measured is kept while it runs. A run that was interrupted goes on from there; the
+            file is removed at the end.
+
+    Raises:
+        OptionError: For an unknown mode, metric or node, or too little memory.
+        ModelError: Where the two are no pair, or nothing is quantized.
+        DatasetError: For a wrong sample, a missing label, or an empty dataset.
+        MetricError: Where a task metric fails or gives no number.
+    """
+    if mode not in MODES:
+        raise OptionError(f"got mode {mode!r}, expected one of {', '.join(MODES)}.{did_you_mean(mode, MODES)}")
+    functions = task_functions(task_metrics)
+    known = [*METRICS, *functions]
+    if metric not in known:
+        raise OptionError(f"got metric {metric!r}, expected one of {', '.join(known)}.{did_you_mean(metric, known)}")
+    backend = backend or Backend()
+    labels = True if functions else None
+    mixed = open_mixed(
+        float_model, quantized_model, debug_dataset, signature=signature, limit=limit, labels=labels, backend=backend
+    )
+    models = mixed.models
+    if output_node is not None and functions:
+        raise OptionError("got task metrics and an output node; they take the model's outputs")
+    outputs = models.outputs if output_node is None else models.node(output_node).values[:1]
+    sweep = plan_sweep(models, mode, nodes, outputs, mixed.shapes, _memory(memory) // backend.worker_count())
+    runner = _Runner(mixed, sweep, mode, _Task(functions, label_offset), backend, progress)
+    kept = _Kept(None if saved is None else Path(saved), runner.key(metric))
+    errors = runner.run(kept)
+    notes = list(dict.fromkeys(runner.notes))
+    if metric not in errors.names():
+        raise OptionError(f"got metric {metric!r}, which does not apply to these outputs; expected one of {errors.names()}")
+    if models.left_out:
+        notes.append(f"{len(models.left_out)} operators of the quantized model have no counterpart and are not measured")
+    kept.finish()
+    of_mode = sweep.nodes
+    return Sensitivity(
+        mode,
+        tuple(node.name for node in of_mode),
+        tuple(node.op_name for node in of_mode),
+        tuple(node.operator for node in of_mode),
+        errors,
+        metric,
+        large_is_bad,
+        tuple(_threshold(models, node) for node in of_mode) if mode == "activation" else (),
+        tuple(_bits(models, node) for node in of_mode) if mode == "activation" else (),
+        runner.provenance(errors.samples),
+        tuple(notes),
+    )
+
+
+def _threshold(models: MixedModels, node: Any) -> float:
+    """Returns the largest absolute value that a node's inputs can hold, in real units."""
+    largest = 0.0
+    for index in node.reads.values():
+        tensor = models.graph.tensor(index)
+        if tensor.is_quantized and tensor.quantization is not None:
+            limits = np.array([np.iinfo(tensor.dtype).min, np.iinfo(tensor.dtype).max], dtype=np.float64)
+            ends = (limits - float(tensor.quantization.zero_point[0])) * float(tensor.quantization.scale[0])
+            largest = max(largest, float(np.abs(ends).max()))
+    return largest
+
+
+def _bits(models: MixedModels, node: Any) -> int:
+    tensors = [models.graph.tensor(index) for index in node.reads.values()]
+    return max((8 * tensor.dtype.itemsize for tensor in tensors if tensor.is_quantized), default=32)
+
+
+def _memory(memory: int | None) -> int:
+    if memory is not None:
+        if memory <= 0:
+            raise OptionError(f"got a memory budget of {memory} bytes, expected more than 0")
+        return memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+
+class _Task(NamedTuple):
+    """The user's metrics of whole models."""
+
+    functions: dict[str, Callable[..., Any]]
+    label_offset: int
+
+    @property
+    def own(self) -> bool:
+        return any(function not in TASK_METRICS.values() for function in self.functions.values())
+
+    def values(self, outputs: list[np.ndarray], sample: Any) -> list[float]:
+        if not self.functions:
+            return []
+        label = sample.label
+        if label is None and any(function in TASK_METRICS.values() for function in self.functions.values()):
+            raise DatasetError(f"sample {sample.index} of the debug dataset has no label, which accuracy needs")
+        if self.label_offset and label is not None:
+            label = label + self.label_offset
+        return [task_value(name, function, outputs, label, sample.index) for name, function in self.functions.items()]
+
+
+class _Kept:
+    """What has been measured so far, in a file."""
+
+    def __init__(self, path: Path | None, key: str) -> None:
+        self.path, self.key, self._written = path, key, time.monotonic()
+        self.passes: dict[str, dict[str, Any]] = {}
+        if path is not None and path.exists():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                content = decoded(json.loads(path.read_bytes()))
+                if content["key"] == key:
+                    self.passes = content["passes"]
+
+    def state(self, number: int, empty: OutputErrors) -> tuple[OutputErrors, int]:
+        """Returns what a pass had measured, and the sample it goes on with."""
+        entry = self.passes.get(str(number))
+        return (OutputErrors.from_dict(entry["errors"]), int(entry["next"])) if entry else (empty, 0)
+
+    def keep(self, number: int, errors: OutputErrors, following: int, *, now: bool = False) -> None:
+        """Writes it, now and then."""
+        if self.path is None or not (now or time.monotonic() - self._written > _SAVED_EVERY):
+            return
+        self.passes[str(number)] = {"errors": errors.to_dict(), "next": following}
+        write_atomically(self.path, json.dumps(encoded({"key": self.key, "passes": self.passes}), allow_nan=False).encode())
+        self._written = time.monotonic()
+
+    def finish(self) -> None:
+        """Removes the file: the result takes its place."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+class _Runner:
+    """Runs the passes of a sweep."""
+
+    def __init__(self, mixed: MixedPair, sweep: Sweep, mode: str, task: _Task, backend: Backend, progress: bool | None) -> None:
+        self._mixed, self._sweep, self._mode, self._task = mixed, sweep, mode, task
+        self._backend, self._progress = backend, progress
+        self.notes: list[str] = []
+        self._ran: dict[str, Any] = {}
+        self._stateful = any(
+            tensor.is_variable
+            for model in (mixed.pair.quantized, mixed.pair.floating)
+            if model
+            for tensor in model.main.tensors
+        )
+        graph = mixed.models.floats.graph
+        self._names = [graph.tensor(mixed.models.floats.at[value]).name for value in sweep.outputs]
+
+    def key(self, metric: str) -> str:
+        """Returns what tells this sweep from others."""
+        pair = self._mixed.pair
+        described = [
+            pair.quantized.sha256,
+            "" if pair.floating is None else pair.floating.sha256,
+            self._mode,
+            [node.operator for node in self._sweep.nodes],
+            self._sweep.outputs,
+            self._mixed.dataset.description,
+            list(self._task.functions),
+            self._backend.runtime,
+            self._backend.kernels,
+            [len(part.variants) for part in self._sweep.passes],
+        ]
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+    def run(self, kept: _Kept) -> OutputErrors:
+        found: OutputErrors | None = None
+        for number, part in enumerate(self._sweep.passes):
+            errors = self._run_pass(number, part, kept)
+            found = errors if found is None else found.joined(errors)
+        assert found is not None
+        return found
+
+    def _run_pass(self, number: int, part: Pass, kept: _Kept) -> OutputErrors:
+        names = [self._sweep.nodes[variant.node].name for variant in part.variants]
+        # Beside the nodes left float one after another, the model with none of them.
+        baseline = self._mode == "float" and number == len(self._sweep.passes) - 1
+        names += [""] * baseline
+        errors, following = kept.state(number, OutputErrors(names, self._names, tuple(self._task.functions)))
+        workers = self._backend.pool(
+            lambda: _Worker(self._mixed, self._sweep, part, self._mode, self._task, self._backend, baseline, self._stateful),
+            f"measuring the sensitivity of {len(part.variants)} nodes",
+            finish=_Worker.described,
+            own_functions=self._task.own,
+        )
+        try:
+            rest = (sample for sample in self._tracked(number, len(part.variants)) if sample.index >= following)
+            for index, rows, task in map_samples(_Worker.measure, workers, rest):
+                errors.add(index, rows, task)
+                following = index + 1
+                kept.keep(number, errors, following)
+        finally:
+            if errors.samples:
+                kept.keep(number, errors, following, now=True)
+        if not errors.samples:
+            raise DatasetError("the debug dataset yielded no samples")
+        self.notes += workers.notes
+        for provenance, notes in workers.finished:
+            self._ran = provenance
+            self.notes += notes
+        return errors
+
+    def _tracked(self, number: int, nodes: int) -> Iterator[Any]:
+        words = f"sensitivity of {nodes} nodes ({self._mode})"
+        if len(self._sweep.passes) > 1:
+            words += f", pass {number + 1} of {len(self._sweep.passes)}"
+        samples = self._mixed.samples()
+        return iter(track(samples, words, samples.length, self._progress))
+
+    def provenance(self, samples: int) -> dict[str, Any]:
+        pair = self._mixed.pair
+        return {
+            "mode": self._mode,
+            "float_model_sha256": None if pair.floating is None else pair.floating.sha256,
+            "quantized_model_sha256": pair.quantized.sha256,
+            "debug_dataset": self._mixed.dataset.description,
+            "samples": samples,
+            "passes": len(self._sweep.passes),
+            "workers": self._backend.worker_count(),
+            **self._ran,
+        }
+
+
+class _Worker:
+    """The interpreters of one pass."""
+
+    def __init__(
+        self,
+        mixed: MixedPair,
+        sweep: Sweep,
+        part: Pass,
+        mode: str,
+        task: _Task,
+        backend: Backend,
+        baseline: bool,
+        stateful: bool,
+    ) -> None:
+        self._mixed, self._sweep, self._part, self._task = mixed, sweep, part, task
+        self._baseline, self._stateful = baseline, stateful
+        self.base = backend.open(sweep.base)
+        # Where XNNPACK refused the base, what is cut out of it must not run on other kernels than it.
+        kernels = {"xnnpack": "auto"}.get(self.base.kernels, self.base.kernels) if mode == "float" else backend.kernels
+        self.float: Interpreter | None = None
+        if FORMS[mode][1] == "node":
+            floats = mixed.models.floats
+            self.float = backend.open(edit.expose(floats.graph.model, [floats.at[value] for value in sweep.outputs]))
+        self.tails = {position: backend.open(tail.data, kernels) for position, tail in part.tails.items()}
+        self.heads = [backend.open(variant.head.data, kernels) for variant in part.variants]
+
+    def described(self) -> tuple[dict[str, Any], list[str]]:
+        """Returns which code ran, and what the reader must know."""
+        opened = [self.base, *self.tails.values(), *self.heads]
+        fallen = {note for interpreter in opened for note in interpreter.notes}
+        kernels = sorted({interpreter.kernels for interpreter in opened})
+        notes = []
+        if fallen:
+            count = sum(bool(interpreter.notes) for interpreter in opened)
+            notes.append(f"{count} of {len(opened)} parts of the model ran on the builtin kernels: {sorted(fallen)[0]}")
+        return {**self.base.provenance(), "kernels": "+".join(kernels)}, notes
+
+    def measure(self, sample: Any) -> tuple[int, np.ndarray, np.ndarray]:
+        """Returns the sample's index, and what it adds for each node and output, and to the task metrics."""
+        fed = self._mixed.feeds(sample)
+        reference = self._run_base(fed)
+        values = {**fed, **{value: self.base.view(index) for value, index in self._sweep.at.items()}}
+        rows, task = [], []
+        for variant, head in zip(self._part.variants, self.heads, strict=True):
+            outputs = self._outputs_of(variant, head, values)
+            rows.append([measure_output(output, other) for output, other in zip(outputs, reference, strict=True)])
+            task.append(self._task.values(outputs, sample))
+        if self._baseline:
+            outputs = [self._dequantized(self.base, self._sweep.at[value]) for value in self._sweep.outputs]
+            rows.append([measure_output(output, other) for output, other in zip(outputs, reference, strict=True)])
+            task.append(self._task.values(outputs, sample))
+        values.clear()  # views must be gone before the next sample
+        return sample.index, np.array(rows), np.array(task, dtype=np.float64).reshape(len(rows), -1)
+
+    def _run_base(self, fed: dict[int, np.ndarray]) -> list[np.ndarray]:
+        """Runs the base; returns the float model's outputs."""
+        floats, quantized = self._mixed.models.floats, self._mixed.pair.quantized
+        inputs = [fed[floats.values[index]] for index in floats.graph.subgraph.inputs]
+        if self.float is None:
+            self._invoke(self.base, inputs)
+            return [self.base.read(self._sweep.at[value]) for value in self._sweep.outputs]
+        self._invoke(self.float, inputs)
+        self._invoke(self.base, [fed[index] for index in quantized.main.inputs])
+        return [self.float.read(floats.at[value]) for value in self._sweep.outputs]
+
+    def _outputs_of(self, variant: Variant, head: Interpreter, values: dict[int, np.ndarray]) -> list[np.ndarray]:
+        """Returns the outputs with one node changed, float32."""
+        model = variant.head
+        self._invoke(head, [values[value] for value in model.inputs])
+        changed = {value: head.view(info.index) for value, info in zip(model.outputs, head.outputs, strict=True)}
+        holders = {value: (head, info) for value, info in zip(model.outputs, head.outputs, strict=True)}
+        if variant.tail >= 0:
+            tail, interpreter = self._part.tails[variant.tail], self.tails[variant.tail]
+            self._invoke(interpreter, [changed[value] if value in changed else values[value] for value in tail.inputs])
+            holders.update({v: (interpreter, info) for v, info in zip(tail.outputs, interpreter.outputs, strict=True)})
+        outputs = []
+        for value in self._sweep.outputs:
+            if value in holders:
+                holder, info = holders[value]
+                outputs.append(self._dequantized(holder, info.index, info))
+            else:
+                outputs.append(self._dequantized(self.base, self._sweep.at[value]))
+        changed.clear()
+        return outputs
+
+    @staticmethod
+    def _dequantized(interpreter: Interpreter, index: int, info: Any = None) -> np.ndarray:
+        values = interpreter.read(index)
+        if values.dtype == np.float32:
+            return values
+        info = info or next(output for output in interpreter.outputs if output.index == index)
+        return values.astype(np.float32) if info.quantization is None else info.quantization.dequantize(values)
+
+    def _invoke(self, interpreter: Interpreter, inputs: list[np.ndarray]) -> None:
+        if self._stateful:
+            interpreter.reset_variables()
+        interpreter.invoke(inputs)

@@ -9,6 +9,8 @@ tells how far a result would have come out otherwise on other samples. Memory do
 from __future__ import annotations
 
 import base64
+import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +18,17 @@ import numpy as np
 
 from tflite_qdebug.errors import ModelError, OptionError, did_you_mean
 
-__all__ = ["BADNESS", "METRICS", "OutputErrors", "is_probability", "measure_output", "softmax"]
+__all__ = [
+    "BADNESS",
+    "METRICS",
+    "OutputErrors",
+    "Reference",
+    "is_probability",
+    "measure_output",
+    "metric_of_sums",
+    "pooled_sums",
+    "softmax",
+]
 
 #: Metrics by name; units: ``sqnr_db`` in dB, ``mse`` in squared real units, ``chebyshev`` in real units, ``kl`` in nats for
 #: each distribution; ``cosine``, ``mre`` (a ratio) and ``flips`` (the share of rows whose greatest value moved) have none.
@@ -35,7 +47,7 @@ _LEAST_PROBABILITY = 1e-7
 
 def is_probability(values: np.ndarray) -> bool:
     """Returns whether the rows of an array, along its last axis, are probabilities that sum to 1, give or take 1 %."""
-    if values.ndim == 0 or values.shape[-1] < 2:
+    if values.ndim == 0 or values.shape[-1] < 2 or not values.size:
         return False
     return bool((values >= 0.0).all() and np.abs(values.sum(axis=-1, dtype=np.float64) - 1.0).max() < 0.01)
 
@@ -47,35 +59,52 @@ def softmax(values: np.ndarray) -> np.ndarray:
     return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
 
 
-def measure_output(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Returns what one output of one sample adds: float64 ``(COLUMNS,)``.
+class Reference:
+    """What the float model gave at one output, and what does not change from variant to variant."""
 
-    Args:
-        values: What the quantized model gave, float32, any shape.
-        reference: What the float model gave, float32, the same number of elements. Where its rows along the last axis sum to 1,
-            they are taken for probabilities, and the Kullback-Leibler divergence ``sum p log(p / q)`` is measured, with
-            probabilities below 1e-7 taken for that (as ``keras.losses.KLDivergence`` does).
-    """
-    row = np.zeros(COLUMNS)
-    wide = reference.reshape(-1).astype(np.float64)
-    error = values.reshape(-1) - wide
-    size = np.abs(error)
-    row[_COUNT] = wide.size
-    row[_ERROR], row[_FLOAT], row[_PRODUCT] = error @ error, wide @ wide, error @ wide
-    present = wide != 0.0
-    with np.errstate(over="ignore", invalid="ignore"):
-        row[_RELATIVE] = (size[present] / np.abs(wide[present])).sum()
-    row[_RELATIVES] = np.count_nonzero(present)
-    row[_MAXIMUM] = size.max(initial=0.0)
-    if reference.ndim and reference.shape[-1] > 1:
-        row[_FLIP_ROWS] = wide.size // reference.shape[-1]
-        given = values.reshape(reference.shape)
-        row[_FLIPS] = np.count_nonzero(given.argmax(axis=-1) != reference.argmax(axis=-1))
-        if is_probability(reference):
-            p = np.maximum(reference.astype(np.float64), _LEAST_PROBABILITY)
-            q = np.clip(given.astype(np.float64), _LEAST_PROBABILITY, None)
-            row[_KL], row[_KL_ROWS] = float((p * np.log(p / q)).sum()), row[_FLIP_ROWS]
-    return row
+    def __init__(self, values: np.ndarray) -> None:
+        """Reads the float model's output.
+
+        Args:
+            values: float32, any shape. Where its rows along the last axis sum to 1, they are taken for probabilities, and the
+                Kullback-Leibler divergence ``sum p log(p / q)`` is measured, with probabilities below 1e-7 taken for that (as
+                ``keras.losses.KLDivergence`` does).
+        """
+        self.shape = values.shape
+        self._wide = values.reshape(-1).astype(np.float64)
+        self._squared = float(self._wide @ self._wide)
+        self._present = np.flatnonzero(self._wide)
+        self._sizes = np.abs(self._wide[self._present])
+        self._rows = self._wide.size // values.shape[-1] if values.ndim and values.shape[-1] > 1 else 0
+        self._greatest = values.argmax(axis=-1) if self._rows else None
+        self._probabilities = np.maximum(self._wide, _LEAST_PROBABILITY) if self._rows and is_probability(values) else None
+
+    def measure(self, values: np.ndarray) -> np.ndarray:
+        """Returns what one variant of one sample adds: float64 ``(COLUMNS,)``.
+
+        Args:
+            values: What it gave, float32, the same number of elements.
+        """
+        row = np.zeros(COLUMNS)
+        flat = values.reshape(-1)
+        error = flat - self._wide
+        size = np.abs(error)
+        row[_COUNT], row[_ERROR], row[_FLOAT] = error.size, error @ error, self._squared
+        row[_PRODUCT], row[_MAXIMUM] = error @ self._wide, size.max(initial=0.0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            row[_RELATIVE], row[_RELATIVES] = (size[self._present] / self._sizes).sum(), self._present.size
+        if self._greatest is not None:
+            row[_FLIP_ROWS] = self._rows
+            row[_FLIPS] = np.count_nonzero(flat.reshape(self.shape).argmax(axis=-1) != self._greatest)
+        if self._probabilities is not None:
+            q = np.maximum(flat, _LEAST_PROBABILITY, dtype=np.float64)
+            row[_KL], row[_KL_ROWS] = self._probabilities @ np.log(self._probabilities / q), self._rows
+        return row
+
+
+def measure_output(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Returns what one output of one sample adds, as `Reference` does: float64 ``(COLUMNS,)``."""
+    return Reference(reference).measure(values)
 
 
 class OutputErrors:
@@ -94,7 +123,14 @@ class OutputErrors:
     """
 
     def __init__(self, variants: Sequence[str], outputs: Sequence[str], task_metrics: Sequence[str] = ()) -> None:
-        """Starts with no sample."""
+        """Starts with no sample.
+
+        Raises:
+            OptionError: For a task metric that is called like one of `METRICS`.
+        """
+        taken = [name for name in task_metrics if name in METRICS]
+        if taken:
+            raise OptionError(f"got a task metric called {taken[0]!r}, which is the name of a metric of ours; expected another")
         self.variants, self.outputs, self.task_metrics = tuple(variants), tuple(outputs), tuple(task_metrics)
         self.samples = 0
         self.sums: np.ndarray = np.zeros((len(self.variants), len(self.outputs), COLUMNS))
@@ -141,20 +177,27 @@ class OutputErrors:
         if name in self.task_metrics:
             position = self.task_metrics.index(name)
             return self._ratio(self.task_sums[:, position, None], np.float64(self.samples))
-        return _metric(self._checked(name), self.sums)
+        return metric_of_sums(self._checked(name), self.sums)
 
     def interval(self, name: str, confidence: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
-        """Returns between which values the metric lies for ``confidence`` of the random choices of samples, shaped as it."""
-        values = self._of_replicates(name)
+        """Returns between which values the metric lies for ``confidence`` of the random choices of samples, shaped as it.
+
+        NaN where the metric is NaN, and for fewer than two samples, which say nothing of others. Choices for which the metric
+        does not apply, such as those without signal, are left out.
+        """
+        values, own = self._of_replicates(name), self.metric(name)
+        if self.samples < 2 or not len(values):
+            return np.full(own.shape, np.nan), np.full(own.shape, np.nan)
         ends = (50.0 * (1.0 - confidence), 50.0 * (1.0 + confidence))
-        with np.errstate(invalid="ignore"):
-            low, high = np.nanpercentile(values, ends, axis=0) if len(values) else np.full((2, *values.shape[1:]), np.nan)
-        return low, high
+        with warnings.catch_warnings():  # numpy warns of a metric that is NaN for all choices, which it may be
+            warnings.simplefilter("ignore", RuntimeWarning)
+            low, high = np.nanpercentile(values, ends, axis=0, method="nearest")  # between infinities there is no other
+        return np.where(np.isnan(own), np.nan, low), np.where(np.isnan(own), np.nan, high)
 
     def ranks(self, name: str, confidence: float = 0.9, large_is_bad: bool | None = None) -> np.ndarray:
         """Returns the rank of each variant, 1 the worst, and between which it lies for ``confidence`` of the choices.
 
-        A variant counts by its worst output.
+        A variant counts by its worst output. One sample says nothing of others: any rank is possible.
 
         Args:
             name: The metric.
@@ -165,26 +208,47 @@ class OutputErrors:
             int64 ``(variants, 3)``: rank, least rank, greatest rank.
         """
         own = _ranks(self.badness(name, large_is_bad)[None])[0]
-        values = self._badness_of(self._of_replicates(name), name, large_is_bad)
+        if self.samples < 2:
+            return np.stack([own, np.ones_like(own), np.full_like(own, max(len(own), 1))], axis=1).astype(np.int64)
+        usable = self.weights > 0
+        broken = self._broken(name, self.replicates[usable], self.task_replicates[usable])
+        values = self._turned(self._of_replicates(name), broken, name, large_is_bad).max(axis=-1)
         ranks = _ranks(values) if len(values) else own[None]
         low, high = np.percentile(ranks, (50.0 * (1.0 - confidence), 50.0 * (1.0 + confidence)), axis=0, method="nearest")
         return np.stack([own, np.minimum(low, own), np.maximum(high, own)], axis=1).astype(np.int64)
 
     def badness(self, name: str, large_is_bad: bool | None = None) -> np.ndarray:
-        """Returns the metric at each variant's worst output, turned so that large is bad, ``(variants,)``."""
-        return self._badness_of(self.metric(name)[None], name, large_is_bad)[0]
+        """Returns the metric at each variant's worst output, turned so that large is bad, ``(variants,)``.
 
-    def _badness_of(self, values: np.ndarray, name: str, large_is_bad: bool | None) -> np.ndarray:
+        Infinite where an output is NaN or infinite: nothing is worse. Minus infinite where the metric does not apply to any
+        output, such as SQNR where there is neither signal nor error: nothing is wrong.
+        """
+        return np.asarray(self._turned_whole(name, large_is_bad).max(axis=-1))
+
+    def worst(self, name: str, large_is_bad: bool | None = None) -> np.ndarray:
+        """Returns the metric at each variant's worst output, ``(variants,)``; NaN where that is NaN, or none applies."""
+        values, turned = self.metric(name), self._turned_whole(name, large_is_bad)
+        return np.take_along_axis(values, turned.argmax(axis=-1)[:, None], axis=-1)[:, 0]
+
+    def _turned_whole(self, name: str, large_is_bad: bool | None) -> np.ndarray:
+        return self._turned(self.metric(name), self._broken(name, self.sums, self.task_sums), name, large_is_bad)
+
+    def _turned(self, values: np.ndarray, broken: np.ndarray, name: str, large_is_bad: bool | None) -> np.ndarray:
         sign = BADNESS.get(name, 1.0 if large_is_bad else -1.0)
-        turned = np.where(np.isnan(values), -np.inf, sign * values)
-        return np.asarray(turned.max(axis=-1))
+        return np.where(broken, np.inf, np.where(np.isnan(values), -np.inf, sign * values))
+
+    def _broken(self, name: str, sums: np.ndarray, task_sums: np.ndarray) -> np.ndarray:
+        """True where a metric is what it is because values were NaN or infinite, shaped as the metric."""
+        if name in self.task_metrics:
+            return np.isnan(task_sums[..., self.task_metrics.index(name), None])
+        return np.asarray(~np.isfinite(sums).all(axis=-1))
 
     def _of_replicates(self, name: str) -> np.ndarray:
         usable = self.weights > 0
         if name in self.task_metrics:
             position = self.task_metrics.index(name)
             return self._ratio(self.task_replicates[usable, :, position, None], self.weights[usable, None, None])
-        return _metric(self._checked(name), self.replicates[usable])
+        return metric_of_sums(self._checked(name), self.replicates[usable])
 
     def _checked(self, name: str) -> str:
         if name not in self.names():
@@ -218,12 +282,37 @@ class OutputErrors:
                 f"cannot join errors at {self.outputs} over {self.samples} samples with errors at {other.outputs} over "
                 f"{other.samples}: expected the same outputs, metrics and samples"
             )
+        if not np.array_equal(self.weights, other.weights):
+            raise ModelError(
+                f"cannot join errors over {self.samples} samples with errors over as many others: expected the same samples"
+            )
         both = OutputErrors([*self.variants, *other.variants], self.outputs, self.task_metrics)
         both.samples, both.weights = self.samples, self.weights.copy()
         both.sums, both.task_sums = np.concatenate([self.sums, other.sums]), np.concatenate([self.task_sums, other.task_sums])
         both.replicates = np.concatenate([self.replicates, other.replicates], axis=1)
         both.task_replicates = np.concatenate([self.task_replicates, other.task_replicates], axis=1)
         return both
+
+    def __add__(self, other: OutputErrors) -> OutputErrors:
+        """Returns the errors of the same variants over the samples of both, which must be different samples.
+
+        Raises:
+            ModelError: Where variants, outputs or metrics differ.
+        """
+        ours, theirs = ((one.variants, one.outputs, one.task_metrics) for one in (self, other))
+        if ours != theirs:
+            raise ModelError(f"cannot add errors of {theirs} to errors of {ours}: expected the same variants, outputs, metrics")
+        total = OutputErrors(*ours)
+        total.samples, total.weights = self.samples + other.samples, self.weights + other.weights
+        total.sums, total.replicates = self.sums + other.sums, self.replicates + other.replicates
+        for whole, first, second in (
+            (total.sums, self.sums, other.sums),
+            (total.replicates, self.replicates, other.replicates),
+        ):
+            whole[..., _MAXIMUM] = np.maximum(first[..., _MAXIMUM], second[..., _MAXIMUM])
+        total.task_sums = self.task_sums + other.task_sums
+        total.task_replicates = self.task_replicates + other.task_replicates
+        return total
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain data; what the random choices need is packed, since nobody reads it."""
@@ -246,7 +335,7 @@ class OutputErrors:
         errors.samples = int(fields["samples"])
         errors.sums = np.asarray(fields["sums"], dtype=np.float64).reshape(errors.sums.shape)
         errors.task_sums = np.asarray(fields["task_sums"], dtype=np.float64).reshape(errors.task_sums.shape)
-        errors.weights = np.asarray(fields["weights"], dtype=np.float64)
+        errors.weights = np.asarray(fields["weights"], dtype=np.float64).reshape(REPLICATES)
         errors.replicates = _unpacked(fields["replicates"], errors.replicates.shape)
         errors.task_replicates = _unpacked(fields["task_replicates"], errors.task_replicates.shape)
         return errors
@@ -256,11 +345,16 @@ class OutputErrors:
 
 
 def _packed(values: np.ndarray) -> str:
-    return base64.b64encode(values.astype(np.float32).tobytes()).decode("ascii")
+    # At full precision: what was saved half-way must go on as if it had not been, and a cosine is a difference of these sums.
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(values, dtype="<f8").tobytes(), 1)).decode("ascii")
 
 
 def _unpacked(text: str, shape: tuple[int, ...]) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(text), np.float32).astype(np.float64).reshape(shape)
+    try:
+        content = zlib.decompress(base64.b64decode(text))
+    except zlib.error as error:
+        raise ModelError(f"the packed part of saved errors is broken: {error}") from error
+    return np.frombuffer(content, "<f8").astype(np.float64).reshape(shape)
 
 
 def _ranks(badness: np.ndarray) -> np.ndarray:
@@ -271,13 +365,19 @@ def _ranks(badness: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def _metric(name: str, sums: np.ndarray) -> np.ndarray:
-    """Returns a metric of sums ``(..., COLUMNS)``; without signal, SQNR and cosine are -inf and 0 for an error, else NaN."""
+def metric_of_sums(name: str, sums: np.ndarray) -> np.ndarray:
+    """Returns one of `METRICS` of sums ``(..., COLUMNS)``, as `measure_output` gives them and `OutputErrors` adds them up.
+
+    Without signal, SQNR is -inf and the cosine 0 where there is an error, and NaN where there is none. ``mre`` is NaN without
+    a float value other than 0, ``kl`` without probabilities, ``flips`` without rows of more than one value.
+    """
     column = np.moveaxis(sums, -1, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
         if name == "cosine":
             squared = np.maximum(column[_FLOAT] + 2.0 * column[_PRODUCT] + column[_ERROR], 0.0)
-            return np.clip((column[_FLOAT] + column[_PRODUCT]) / np.sqrt(column[_FLOAT] * squared), -1.0, 1.0)
+            cosine = np.clip((column[_FLOAT] + column[_PRODUCT]) / np.sqrt(column[_FLOAT] * squared), -1.0, 1.0)
+            nothing = ((column[_FLOAT] == 0.0) | (squared == 0.0)) & (column[_ERROR] > 0.0)
+            return np.where(nothing, 0.0, cosine)
         if name == "sqnr_db":
             return 10.0 * np.log10(column[_FLOAT] / column[_ERROR])
         if name == "chebyshev":
@@ -289,3 +389,10 @@ def _metric(name: str, sums: np.ndarray) -> np.ndarray:
             "flips": (_FLIPS, _FLIP_ROWS),
         }[name]
         return np.asarray(column[above] / column[below])
+
+
+def pooled_sums(rows: np.ndarray) -> np.ndarray:
+    """Returns the sums of several outputs together: ``(..., outputs, COLUMNS)`` to ``(..., COLUMNS)``."""
+    pooled = rows.sum(axis=-2)
+    pooled[..., _MAXIMUM] = rows[..., _MAXIMUM].max(axis=-1, initial=0.0)
+    return np.asarray(pooled)

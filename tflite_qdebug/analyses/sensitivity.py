@@ -28,7 +28,7 @@ from tflite_qdebug.files import write_atomically
 from tflite_qdebug.findings import MODES, Sensitivity
 from tflite_qdebug.interpreter import Interpreter
 from tflite_qdebug.match import match_models
-from tflite_qdebug.output_error import METRICS, OutputErrors, measure_output
+from tflite_qdebug.output_error import METRICS, OutputErrors, Reference
 from tflite_qdebug.progress import track
 from tflite_qdebug.record import decoded, encoded
 
@@ -73,7 +73,6 @@ def open_mixed(
     *,
     signature: str | None = None,
     limit: int | None = None,
-    labels: bool | None = None,
     backend: Backend | None = None,
 ) -> MixedPair:
     """Reads both models, matches them, and opens the samples.
@@ -84,7 +83,6 @@ def open_mixed(
         debug_dataset: As for `pair_error`.
         signature: As for `pair_error`.
         limit: As for `pair_error`.
-        labels: As for `open_dataset`.
         backend: As for `pair_error`.
 
     Raises:
@@ -98,7 +96,7 @@ def open_mixed(
         raise ModelError("got no float model; to leave nodes float it takes the float model that the quantized one came from")
     several = pair.signature is not None
     specs = pair.quantized.input_specs()
-    dataset = open_dataset(debug_dataset, specs, "debug dataset", limit, pair.signature, labels, skip_others=several)
+    dataset = open_dataset(debug_dataset, specs, "debug dataset", limit, pair.signature, "auto", skip_others=several)
     main = pair.quantized.main
     first = RealValued(dataset, [main.tensors[index].quantization for index in main.inputs]).ahead(1)[0]
     match = match_models(pair.floating, pair.quantized)
@@ -178,10 +176,7 @@ def sensitivity(
     if metric not in known:
         raise OptionError(f"got metric {metric!r}, expected one of {', '.join(known)}.{did_you_mean(metric, known)}")
     backend = backend or Backend()
-    labels = True if functions else None
-    mixed = open_mixed(
-        float_model, quantized_model, debug_dataset, signature=signature, limit=limit, labels=labels, backend=backend
-    )
+    mixed = open_mixed(float_model, quantized_model, debug_dataset, signature=signature, limit=limit, backend=backend)
     models = mixed.models
     if output_node is not None and functions:
         raise OptionError("got task metrics and an output node; they take the model's outputs")
@@ -421,16 +416,16 @@ class _Worker:
     def measure(self, sample: Any) -> tuple[int, np.ndarray, np.ndarray]:
         """Returns the sample's index, and what it adds for each node and output, and to the task metrics."""
         fed = self._mixed.feeds(sample)
-        reference = self._run_base(fed)
+        reference = [Reference(values) for values in self._run_base(fed)]
         values = {**fed, **{value: self.base.view(index) for value, index in self._sweep.at.items()}}
         rows, task = [], []
         for variant, head in zip(self._part.variants, self.heads, strict=True):
             outputs = self._outputs_of(variant, head, values)
-            rows.append([measure_output(output, other) for output, other in zip(outputs, reference, strict=True)])
+            rows.append([other.measure(output) for output, other in zip(outputs, reference, strict=True)])
             task.append(self._task.values(outputs, sample))
         if self._baseline:
             outputs = [self._dequantized(self.base, self._sweep.at[value]) for value in self._sweep.outputs]
-            rows.append([measure_output(output, other) for output, other in zip(outputs, reference, strict=True)])
+            rows.append([other.measure(output) for output, other in zip(outputs, reference, strict=True)])
             task.append(self._task.values(outputs, sample))
         values.clear()  # views must be gone before the next sample
         return sample.index, np.array(rows), np.array(task, dtype=np.float64).reshape(len(rows), -1)

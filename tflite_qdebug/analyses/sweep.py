@@ -21,7 +21,7 @@ __all__ = ["Pass", "Sweep", "Variant", "plan_sweep"]
 #: The form that a node alone has in each mode, and the form of all others.
 FORMS = {"node": (NODE, FLOAT), "weights": (WEIGHTS, FLOAT), "activation": (ACTIVATION, FLOAT), "float": (FLOAT, NODE)}
 # A head holds what is left of its block, a tail all that follows: short blocks make many tails, long ones large heads.
-_BLOCK, _MOST_BLOCKS = 8, 16
+_BLOCK, _MOST_BLOCKS = 16, 12
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from tflite_qdebug.datasets.files import FolderSource, open_npy, open_npz
 from tflite_qdebug.datasets.images import from_images
-from tflite_qdebug.datasets.samples import InputSpec, Sample, as_array, check_inputs, split_element
+from tflite_qdebug.datasets.samples import InputSpec, Labels, Sample, as_array, check_inputs, split_element
 from tflite_qdebug.datasets.sources import (
     ArraySource,
     FunctionSource,
@@ -60,7 +60,7 @@ class Dataset:
         role: str = "debug dataset",
         limit: Optional[int] = None,
         signature: Optional[str] = None,
-        labels: bool = False,
+        labels: Labels = False,
         skip_others: bool = False,
     ) -> None:
         self.role = role
@@ -172,7 +172,7 @@ def open_dataset(
     role: str = "debug dataset",
     limit: Optional[int] = None,
     signature: Optional[str] = None,
-    labels: Optional[bool] = None,
+    labels: Optional[Labels] = None,
     skip_others: bool = False,
 ) -> Dataset:
     """Opens a representative, debug or evaluation dataset, from whatever there is.
@@ -202,7 +202,8 @@ def open_dataset(
         role: What the samples are for; stands in every error.
         limit: Take the first ``limit`` samples.
         signature: The signature that is to be fed; samples for another are an error.
-        labels: Whether tuples are ``(inputs, label)``. None: True for the role "evaluation dataset", else False.
+        labels: Whether tuples are ``(inputs, label)``. None: True for the role "evaluation dataset", else False. ``"auto"``: a
+            pair that cannot be the inputs is ``(inputs, label)``.
         skip_others: Pass over samples for another signature; the limit counts them all the same.
 
     Returns:

@@ -7,7 +7,7 @@ The functions here say what is wrong with *one* sample. Which dataset it was, an
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from tflite_qdebug.errors import DatasetError, did_you_mean
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
+# True, False or "auto", as `split_element` takes it.
+Labels = Union[bool, str]
 
 LABEL_KEYS = ("labels", "label")
 
@@ -73,13 +75,14 @@ class Element:
     label: Any = None
 
 
-def split_element(element: Any, inputs: Sequence[InputSpec], labels: bool) -> Tuple[Any, Any, Optional[str]]:
+def split_element(element: Any, inputs: Sequence[InputSpec], labels: Labels) -> Tuple[Any, Any, Optional[str]]:
     """Sets label and signature of a sample apart.
 
     Args:
         element: A sample as the user gave it.
         inputs: The model's inputs; a dict key ``label`` that is an input is no label.
-        labels: Whether a tuple is ``(inputs, label)`` (True) or the inputs themselves (False).
+        labels: Whether a tuple is ``(inputs, label)`` (True) or the inputs themselves (False); ``"auto"``: a pair that cannot
+            be the inputs is ``(inputs, label)``.
 
     Returns:
         Inputs (dict, list, tuple or array), label or None, signature or None.
@@ -87,6 +90,8 @@ def split_element(element: Any, inputs: Sequence[InputSpec], labels: bool) -> Tu
     if isinstance(element, Sample):
         return element.inputs, element.label, element.signature
     label, signature = None, None
+    if labels == "auto":
+        labels = _is_labelled(element, inputs)
     if isinstance(element, Element):
         element, label, labels = element.inputs, element.label, False
     if labels and isinstance(element, tuple) and element and not isinstance(element[0], str):
@@ -107,13 +112,20 @@ def split_element(element: Any, inputs: Sequence[InputSpec], labels: bool) -> Tu
     return element, _plain(label), signature
 
 
+def _is_labelled(element: Any, inputs: Sequence[InputSpec]) -> bool:
+    """True for a dict, and for a pair of which the first holds all inputs."""
+    if not isinstance(element, tuple) or not element or isinstance(element[0], str):
+        return True
+    return len(element) == 2 and (isinstance(element[0], (list, tuple, Mapping)) or len(inputs) == 1)
+
+
 def label_key(names: Mapping[str, Any], inputs: Sequence[InputSpec]) -> Optional[str]:
     """Returns which of ``names`` holds the labels: ``labels`` or ``label``, unless the model has such an input."""
     taken = set(_known_names(inputs))
     return next((key for key in LABEL_KEYS if key in names and key not in taken), None)
 
 
-def check_inputs(values: Any, inputs: Sequence[InputSpec], add_batch: bool, labels: bool = True) -> List[Array]:
+def check_inputs(values: Any, inputs: Sequence[InputSpec], add_batch: bool, labels: Labels = True) -> List[Array]:
     """Checks the inputs of one sample and puts them in the model's order.
 
     Args:
@@ -156,7 +168,7 @@ def count_error(count: int, inputs: Sequence[InputSpec]) -> str:
     return f"Number of inputs provided ({count}) does not match number of inputs to the model ({len(inputs)})"
 
 
-def _in_order(values: Any, inputs: Sequence[InputSpec], labels: bool) -> List[Any]:
+def _in_order(values: Any, inputs: Sequence[InputSpec], labels: Labels) -> List[Any]:
     if isinstance(values, Mapping):
         return _by_name(values, inputs)
     ordered = list(values) if isinstance(values, (list, tuple)) else [values]

@@ -47,9 +47,11 @@ def pack(unpacked: Any) -> bytes:
     """Returns the bytes of what `unpack` gave."""
     import flatbuffers
 
-    builder = flatbuffers.Builder(1 << 20)
+    # Room from the start for what has to be copied anyway: a builder that grows copies all it holds each time.
+    weights = sum(0 if buffer.data is None else len(buffer.data) + 64 for buffer in unpacked.buffers or [])
+    builder = flatbuffers.Builder(weights + (1 << 18))
     builder.Finish(unpacked.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return bytes(memoryview(builder.Bytes)[builder.Head() :])
 
 
 def require_single_subgraph(model: Model, what: str) -> None:

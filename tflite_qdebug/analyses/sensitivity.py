@@ -2,119 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from tflite_qdebug import edit
-from tflite_qdebug.analyses.evaluation import METRICS as TASK_METRICS
-from tflite_qdebug.analyses.evaluation import task_functions, task_value
-from tflite_qdebug.analyses.layer_error import RealValued
-from tflite_qdebug.analyses.pairs import Pair, confirmed_match, open_pair
+from tflite_qdebug.analyses.evaluation import task_functions
+from tflite_qdebug.analyses.kept import Kept
+from tflite_qdebug.analyses.mixed_pair import MixedPair, Task, memory_budget, open_mixed
 from tflite_qdebug.analyses.sweep import FORMS, Pass, Sweep, Variant, plan_sweep
 from tflite_qdebug.collect import Backend, map_samples
-from tflite_qdebug.datasets import Dataset, open_dataset
 from tflite_qdebug.edit.mixed import MixedModels
-from tflite_qdebug.errors import DatasetError, ModelError, OptionError, did_you_mean
-from tflite_qdebug.files import write_atomically
+from tflite_qdebug.errors import DatasetError, OptionError, did_you_mean
 from tflite_qdebug.findings import MODES, Sensitivity
 from tflite_qdebug.interpreter import Interpreter
-from tflite_qdebug.match import match_models
 from tflite_qdebug.output_error import METRICS, OutputErrors, Reference
 from tflite_qdebug.progress import track
-from tflite_qdebug.record import decoded, encoded
 
-__all__ = ["MixedPair", "open_mixed", "sensitivity"]
-
-# How often what has been measured is written, where it is to be kept.
-_SAVED_EVERY = 20.0
-
-
-@dataclasses.dataclass(frozen=True)
-class MixedPair:
-    """A float model and its quantized form, ready to be mixed, and the samples.
-
-    Attributes:
-        pair: The two models.
-        models: Puts partly quantized models together.
-        dataset: As opened.
-        shapes: ``{value: shape}`` in the first sample.
-        first: The first sample, with float32 for inputs that carry a scale.
-    """
-
-    pair: Pair
-    models: MixedModels
-    dataset: Dataset
-    shapes: dict[int, tuple[int, ...]]
-    first: Any
-
-    def samples(self) -> RealValued:
-        """Returns the samples, with float32 for inputs that carry a scale."""
-        main = self.pair.quantized.main
-        return RealValued(self.dataset, [main.tensors[index].quantization for index in main.inputs])
-
-    def feeds(self, sample: Any) -> dict[int, np.ndarray]:
-        """Returns what a sample feeds, by value."""
-        return dict(zip(self.pair.quantized.main.inputs, sample.inputs, strict=True))
-
-
-def open_mixed(
-    float_model: Any,
-    quantized_model: Any,
-    debug_dataset: Any,
-    *,
-    signature: str | None = None,
-    limit: int | None = None,
-    backend: Backend | None = None,
-) -> MixedPair:
-    """Reads both models, matches them, and opens the samples.
-
-    Args:
-        float_model: As for `pair_error`.
-        quantized_model: As for `pair_error`.
-        debug_dataset: As for `pair_error`.
-        signature: As for `pair_error`.
-        limit: As for `pair_error`.
-        backend: As for `pair_error`.
-
-    Raises:
-        ModelError: Where a model cannot be read, there is no float model, or the two are no pair.
-        OptionError: For a signature that a model lacks.
-        DatasetError: Where the first sample is wrong, or there is none.
-    """
-    backend = backend or Backend()
-    pair = open_pair(float_model, quantized_model).select(signature)
-    if pair.floating is None:
-        raise ModelError("got no float model; to leave nodes float it takes the float model that the quantized one came from")
-    several = pair.signature is not None
-    specs = pair.quantized.input_specs()
-    dataset = open_dataset(debug_dataset, specs, "debug dataset", limit, pair.signature, "auto", skip_others=several)
-    main = pair.quantized.main
-    first = RealValued(dataset, [main.tensors[index].quantization for index in main.inputs]).ahead(1)[0]
-    match = match_models(pair.floating, pair.quantized)
-    match = confirmed_match(match, pair.floating, pair.quantized, first, backend)
-    models = MixedModels(pair.floating, pair.quantized, match)
-    if len(models.inputs) < len(main.inputs):
-        missing = [main.tensors[index].name for index in main.inputs if index not in models.inputs]
-        raise ModelError(f"input {missing[0]!r} of the quantized model has no counterpart in the float model")
-    shapes = backend.apart(_shapes, backend, models, first, what="running the quantized model on the first sample")
-    return MixedPair(pair, models, dataset, shapes, first)
-
-
-def _shapes(backend: Backend, models: MixedModels, sample: Any) -> dict[int, tuple[int, ...]]:
-    interpreter = backend.open(models.graph.model.data)
-    interpreter.invoke(sample.inputs)
-    return {
-        index: info.shape for index, info in interpreter.tensor_infos().items() if index < len(models.graph.subgraph.tensors)
-    }
+__all__ = ["sensitivity"]
 
 
 def sensitivity(
@@ -181,9 +91,9 @@ def sensitivity(
     if output_node is not None and functions:
         raise OptionError("got task metrics and an output node; they take the model's outputs")
     outputs = models.outputs if output_node is None else models.node(output_node).values[:1]
-    sweep = plan_sweep(models, mode, nodes, outputs, mixed.shapes, _memory(memory) // backend.worker_count())
-    runner = _Runner(mixed, sweep, mode, _Task(functions, label_offset), backend, progress)
-    kept = _Kept(None if saved is None else Path(saved), runner.key(metric))
+    sweep = plan_sweep(models, mode, nodes, outputs, mixed.shapes, memory_budget(memory) // backend.worker_count())
+    runner = _Runner(mixed, sweep, mode, Task(functions, label_offset), backend, progress)
+    kept = Kept(None if saved is None else Path(saved), runner.key(metric))
     errors = runner.run(kept)
     notes = list(dict.fromkeys(runner.notes))
     if metric not in errors.names():
@@ -224,70 +134,10 @@ def _bits(models: MixedModels, node: Any) -> int:
     return max((8 * tensor.dtype.itemsize for tensor in tensors if tensor.is_quantized), default=32)
 
 
-def _memory(memory: int | None) -> int:
-    if memory is not None:
-        if memory <= 0:
-            raise OptionError(f"got a memory budget of {memory} bytes, expected more than 0")
-        return memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-
-
-class _Task(NamedTuple):
-    """The user's metrics of whole models."""
-
-    functions: dict[str, Callable[..., Any]]
-    label_offset: int
-
-    @property
-    def own(self) -> bool:
-        return any(function not in TASK_METRICS.values() for function in self.functions.values())
-
-    def values(self, outputs: list[np.ndarray], sample: Any) -> list[float]:
-        if not self.functions:
-            return []
-        label = sample.label
-        if label is None and any(function in TASK_METRICS.values() for function in self.functions.values()):
-            raise DatasetError(f"sample {sample.index} of the debug dataset has no label, which accuracy needs")
-        if self.label_offset and label is not None:
-            label = label + self.label_offset
-        return [task_value(name, function, outputs, label, sample.index) for name, function in self.functions.items()]
-
-
-class _Kept:
-    """What has been measured so far, in a file."""
-
-    def __init__(self, path: Path | None, key: str) -> None:
-        self.path, self.key, self._written = path, key, time.monotonic()
-        self.passes: dict[str, dict[str, Any]] = {}
-        if path is not None and path.exists():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                content = decoded(json.loads(path.read_bytes()))
-                if content["key"] == key:
-                    self.passes = content["passes"]
-
-    def state(self, number: int, empty: OutputErrors) -> tuple[OutputErrors, int]:
-        """Returns what a pass had measured, and the sample it goes on with."""
-        entry = self.passes.get(str(number))
-        return (OutputErrors.from_dict(entry["errors"]), int(entry["next"])) if entry else (empty, 0)
-
-    def keep(self, number: int, errors: OutputErrors, following: int, *, now: bool = False) -> None:
-        """Writes it, now and then."""
-        if self.path is None or not (now or time.monotonic() - self._written > _SAVED_EVERY):
-            return
-        self.passes[str(number)] = {"errors": errors.to_dict(), "next": following}
-        write_atomically(self.path, json.dumps(encoded({"key": self.key, "passes": self.passes}), allow_nan=False).encode())
-        self._written = time.monotonic()
-
-    def finish(self) -> None:
-        """Removes the file: the result takes its place."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
-
 class _Runner:
     """Runs the passes of a sweep."""
 
-    def __init__(self, mixed: MixedPair, sweep: Sweep, mode: str, task: _Task, backend: Backend, progress: bool | None) -> None:
+    def __init__(self, mixed: MixedPair, sweep: Sweep, mode: str, task: Task, backend: Backend, progress: bool | None) -> None:
         self._mixed, self._sweep, self._mode, self._task = mixed, sweep, mode, task
         self._backend, self._progress = backend, progress
         self.notes: list[str] = []
@@ -318,7 +168,7 @@ class _Runner:
         ]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
-    def run(self, kept: _Kept) -> OutputErrors:
+    def run(self, kept: Kept) -> OutputErrors:
         found: OutputErrors | None = None
         for number, part in enumerate(self._sweep.passes):
             errors = self._run_pass(number, part, kept)
@@ -326,7 +176,7 @@ class _Runner:
         assert found is not None
         return found
 
-    def _run_pass(self, number: int, part: Pass, kept: _Kept) -> OutputErrors:
+    def _run_pass(self, number: int, part: Pass, kept: Kept) -> OutputErrors:
         names = [self._sweep.nodes[variant.node].name for variant in part.variants]
         # Beside the nodes left float one after another, the model with none of them.
         baseline = self._mode == "float" and number == len(self._sweep.passes) - 1
@@ -385,7 +235,7 @@ class _Worker:
         sweep: Sweep,
         part: Pass,
         mode: str,
-        task: _Task,
+        task: Task,
         backend: Backend,
         baseline: bool,
         stateful: bool,

@@ -1,0 +1,146 @@
+"""What all analyses of partly quantized models need: the two models, ready to be mixed, the samples, and the task metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tflite_qdebug.analyses.evaluation import METRICS, task_value
+from tflite_qdebug.analyses.layer_error import RealValued
+from tflite_qdebug.analyses.pairs import Pair, confirmed_match, open_pair
+from tflite_qdebug.collect import Backend
+from tflite_qdebug.datasets import Dataset, open_dataset
+from tflite_qdebug.edit.mixed import MixedModels
+from tflite_qdebug.errors import DatasetError, ModelError, OptionError
+from tflite_qdebug.match import match_models
+
+__all__ = ["MixedPair", "Task", "memory_budget", "open_mixed"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedPair:
+    """A float model and its quantized form, ready to be mixed, and the samples.
+
+    Attributes:
+        pair: The two models.
+        models: Puts partly quantized models together.
+        dataset: As opened.
+        shapes: ``{value: shape}`` in the first sample.
+        first: The first sample, with float32 for inputs that carry a scale.
+    """
+
+    pair: Pair
+    models: MixedModels
+    dataset: Dataset
+    shapes: dict[int, tuple[int, ...]]
+    first: Any
+
+    def samples(self) -> RealValued:
+        """Returns the samples, with float32 for inputs that carry a scale."""
+        main = self.pair.quantized.main
+        return RealValued(self.dataset, [main.tensors[index].quantization for index in main.inputs])
+
+    def feeds(self, sample: Any) -> dict[int, np.ndarray]:
+        """Returns what a sample feeds, by value."""
+        return dict(zip(self.pair.quantized.main.inputs, sample.inputs, strict=True))
+
+
+def open_mixed(
+    float_model: Any,
+    quantized_model: Any,
+    debug_dataset: Any,
+    *,
+    signature: str | None = None,
+    limit: int | None = None,
+    backend: Backend | None = None,
+) -> MixedPair:
+    """Reads both models, matches them, and opens the samples.
+
+    Args:
+        float_model: As for `pair_error`.
+        quantized_model: As for `pair_error`.
+        debug_dataset: As for `pair_error`.
+        signature: As for `pair_error`.
+        limit: As for `pair_error`.
+        backend: As for `pair_error`.
+
+    Raises:
+        ModelError: Where a model cannot be read, there is no float model, or the two are no pair.
+        OptionError: For a signature that a model lacks.
+        DatasetError: Where the first sample is wrong, or there is none.
+    """
+    backend = backend or Backend()
+    pair = open_pair(float_model, quantized_model).select(signature)
+    if pair.floating is None:
+        raise ModelError("got no float model; to leave nodes float it takes the float model that the quantized one came from")
+    several = pair.signature is not None
+    specs = pair.quantized.input_specs()
+    dataset = open_dataset(debug_dataset, specs, "debug dataset", limit, pair.signature, "auto", skip_others=several)
+    main = pair.quantized.main
+    first = RealValued(dataset, [main.tensors[index].quantization for index in main.inputs]).ahead(1)[0]
+    match = match_models(pair.floating, pair.quantized)
+    match = confirmed_match(match, pair.floating, pair.quantized, first, backend)
+    models = MixedModels(pair.floating, pair.quantized, match)
+    if len(models.inputs) < len(main.inputs):
+        missing = [main.tensors[index].name for index in main.inputs if index not in models.inputs]
+        raise ModelError(f"input {missing[0]!r} of the quantized model has no counterpart in the float model")
+    shapes = backend.apart(_shapes, backend, models, first, what="running the quantized model on the first sample")
+    return MixedPair(pair, models, dataset, shapes, first)
+
+
+def _shapes(backend: Backend, models: MixedModels, sample: Any) -> dict[int, tuple[int, ...]]:
+    interpreter = backend.open(models.graph.model.data)
+    interpreter.invoke(sample.inputs)
+    return {
+        index: info.shape for index, info in interpreter.tensor_infos().items() if index < len(models.graph.subgraph.tensors)
+    }
+
+
+def memory_budget(memory: int | None) -> int:
+    """Returns the bytes that models may take; a quarter of the machine's where None.
+
+    Raises:
+        OptionError: For less than one.
+    """
+    if memory is not None:
+        if memory <= 0:
+            raise OptionError(f"got a memory budget of {memory} bytes, expected more than 0")
+        return memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+
+class Task(NamedTuple):
+    """The user's metrics of whole models.
+
+    Attributes:
+        functions: ``{name: f(outputs, label) -> number}``.
+        label_offset: Added to each label.
+    """
+
+    functions: dict[str, Callable[..., Any]]
+    label_offset: int
+
+    @property
+    def own(self) -> bool:
+        """True where a function is the user's own."""
+        return any(function not in METRICS.values() for function in self.functions.values())
+
+    def values(self, outputs: list[np.ndarray], sample: Any) -> list[float]:
+        """Returns the metrics of one sample.
+
+        Raises:
+            DatasetError: Where a label is missing or does not fit.
+            MetricError: Where a metric fails or gives no number.
+        """
+        if not self.functions:
+            return []
+        label = sample.label
+        if label is None and any(function in METRICS.values() for function in self.functions.values()):
+            raise DatasetError(f"sample {sample.index} of the debug dataset has no label, which accuracy needs")
+        if self.label_offset and label is not None:
+            label = label + self.label_offset
+        return [task_value(name, function, outputs, label, sample.index) for name, function in self.functions.items()]

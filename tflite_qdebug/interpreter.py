@@ -92,7 +92,7 @@ class Interpreter:
         opened = tf_private.open_runtime(runtime)
         self.runtime, self.version = opened.name, opened.version
         self.notes: List[str] = []
-        self._model = model
+        self._model, self._opened, self._threads = model, opened, threads
         loaded = [_load_delegate(opened, delegate) for delegate in delegates]
         self.delegates = tuple(delegates)
         self._interpreter, self.kernels = self._open(opened, kernels, threads, loaded)
@@ -103,22 +103,29 @@ class Interpreter:
         try:
             return self._allocated(runtime, kernels, threads, loaded), "xnnpack" if kernels == "auto" else kernels
         except (RuntimeError, ValueError, MemoryError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            if kernels == "auto" and not loaded and "XNNPACK" in str(error).upper():
-                try:
-                    interpreter = self._allocated(runtime, "builtin", threads, loaded)
-                except (RuntimeError, ValueError, MemoryError):
-                    pass
-                else:
-                    note = "XNNPACK refuses this model ({}); the builtin kernels ran instead".format(reason)
-                    _log.warning(note)
-                    self.notes.append(note)
+            reason = _reason(error)
+            if kernels == "auto" and not loaded:
+                interpreter = self._without_xnnpack(error)
+                if interpreter is not None:
                     return interpreter, "builtin"
             raise InterpreterError(
                 "{} {} cannot run the model with kernels={!r}{}: {}".format(
                     runtime.name, runtime.version, kernels, " and a delegate" if loaded else "", reason
                 )
             ) from error
+
+    def _without_xnnpack(self, error: Exception) -> Any:
+        """Returns an interpreter of the builtin kernels where the error is XNNPACK's, and notes it; else None."""
+        if "XNNPACK" not in str(error).upper():
+            return None
+        try:
+            interpreter = self._allocated(self._opened, "builtin", self._threads, [])
+        except (RuntimeError, ValueError, MemoryError):
+            return None
+        note = "XNNPACK refuses this model ({}); the builtin kernels ran instead".format(_reason(error))
+        _log.warning(note)
+        self.notes.append(note)
+        return interpreter
 
     def _allocated(self, runtime: tf_private.Runtime, kernels: str, threads: int, loaded: List[Any]) -> Any:
         with tf_private.captured_chatter():
@@ -200,6 +207,15 @@ class Interpreter:
         try:
             self._interpreter.invoke()
         except (RuntimeError, MemoryError) as error:
+            # With sizes that the file leaves open XNNPACK sees only now what it has to run.
+            if self.kernels == "xnnpack" and not self.delegates:
+                interpreter = self._without_xnnpack(error)
+                if interpreter is not None:
+                    self._interpreter, self.kernels = interpreter, "builtin"
+                    self._view = tf_private.tensor_view(interpreter)
+                    self._read_details()
+                    self.invoke(arrays)
+                    return
             raise InterpreterError(
                 "{} {} failed while running the model with {} kernels: {}".format(
                     self.runtime, self.version, self.kernels, str(error).strip()
@@ -264,6 +280,10 @@ class Interpreter:
             "numpy": np.__version__,
             "python": "{}.{}.{}".format(*sys.version_info[:3]),
         }
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _load_delegate(runtime: tf_private.Runtime, delegate: Delegate) -> Any:

@@ -39,6 +39,17 @@ class MixedPair:
     shapes: dict[int, tuple[int, ...]]
     first: Any
 
+    @property
+    def is_stateful(self) -> bool:
+        """True where a model has variables."""
+        models = (self.pair.quantized, self.pair.floating)
+        return any(tensor.is_variable for model in models if model is not None for tensor in model.main.tensors)
+
+    @property
+    def hashes(self) -> tuple[str | None, str]:
+        """SHA-256 of the float and of the quantized model."""
+        return None if self.pair.floating is None else self.pair.floating.sha256, self.pair.quantized.sha256
+
     def samples(self) -> RealValued:
         """Returns the samples, with float32 for inputs that carry a scale."""
         main = self.pair.quantized.main

@@ -142,12 +142,6 @@ class _Runner:
         self._backend, self._progress = backend, progress
         self.notes: list[str] = []
         self._ran: dict[str, Any] = {}
-        self._stateful = any(
-            tensor.is_variable
-            for model in (mixed.pair.quantized, mixed.pair.floating)
-            if model
-            for tensor in model.main.tensors
-        )
         graph = mixed.models.floats.graph
         self._names = [graph.tensor(mixed.models.floats.at[value]).name for value in sweep.outputs]
 
@@ -183,7 +177,9 @@ class _Runner:
         names += [""] * baseline
         errors, following = kept.state(number, OutputErrors(names, self._names, tuple(self._task.functions)))
         workers = self._backend.pool(
-            lambda: _Worker(self._mixed, self._sweep, part, self._mode, self._task, self._backend, baseline, self._stateful),
+            lambda: _Worker(
+                self._mixed, self._sweep, part, self._mode, self._task, self._backend, baseline, self._mixed.is_stateful
+            ),
             f"measuring the sensitivity of {len(part.variants)} nodes",
             finish=_Worker.described,
             own_functions=self._task.own,

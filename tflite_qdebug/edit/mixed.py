@@ -63,11 +63,16 @@ class MixedModel:
         data: The ``.tflite``.
         inputs: The values that it is fed, in input order.
         outputs: The values that it computes, in output order.
+        tensors: Which of its tensors holds each of them.
+        references: Which of its tensors holds each of them with all nodes float; the same tensor where nothing before it is
+            quantized, empty where that was not asked for.
     """
 
     data: bytes
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    tensors: tuple[int, ...] = ()
+    references: tuple[int, ...] = ()
 
 
 class MixedModels:
@@ -209,10 +214,11 @@ class MixedModels:
             forms: The form of each node: a function, or ``{operator: form}`` with float for all others.
             outputs: The values that it computes; None: the model's outputs. They come out as float32 where they are real
                 numbers.
-            fed: Values that are given to it, besides the model's inputs.
+            fed: Values that are given to it, besides the model's inputs. Without any it takes all of the model's inputs, in
+                their order; else those that it needs.
             native: Outputs and fed values are as the quantized model has them (integers), instead of float.
             shapes: ``{value: shape}`` of fed values in a sample, where the file leaves them open.
-            reference: Also compute each output with all nodes float, on the same inputs; they stand behind the others.
+            reference: Also compute each output with all nodes float, on the same inputs.
 
         Raises:
             ModelError: Where a value cannot be computed: by shared variables, or values without a counterpart.
@@ -220,6 +226,8 @@ class MixedModels:
         form_of = (lambda node: forms.get(node.operator, FLOAT)) if isinstance(forms, Mapping) else forms
         wanted = list(self.outputs if outputs is None else outputs)
         assembly = _Assembly(self, form_of, {*fed, *self.inputs}, native, shapes or {})
+        if not fed:
+            assembly.feed(self.inputs)
         return assembly.model(wanted, reference)
 
     def input_specs(self) -> list[InputSpec]:
@@ -251,18 +259,24 @@ class _Assembly(OperatorWriter):
 
     def model(self, wanted: Sequence[int], reference: bool) -> MixedModel:
         self._compute(wanted, self._form_of)
-        outputs = [self._given(value) for value in wanted]
+        tensors = [self._given(value) for value in wanted]
+        references: list[int] = []
         if reference:
-            mixed, self._as_float = self._as_float, {value: self._as_float[value] for value in self._fed_tensors}
-            quantized, self._as_quantized = self._as_quantized, {}
+            # What is float throughout is computed once for both: a copy on the same inputs is found again.
+            self._as_float = {value: self._as_float[value] for value in self._fed_tensors}
+            self._as_quantized = {}
             self._compute(wanted, lambda _: FLOAT)
-            outputs += [self.float_of(value) for value in wanted]
-            self._as_float, self._as_quantized = mixed, quantized
+            references = [self.float_of(value) for value in wanted]
         main = self.writer.main
         main.inputs = np.array(list(self._fed_tensors.values()), dtype=np.int32)
-        main.outputs = np.array(outputs, dtype=np.int32)
+        main.outputs = np.array(list(dict.fromkeys([*tensors, *references])), dtype=np.int32)
         main.operators = self.appended
-        return MixedModel(pack(self.unpacked), tuple(self._fed_tensors), tuple(wanted))
+        return MixedModel(pack(self.unpacked), tuple(self._fed_tensors), tuple(wanted), tuple(tensors), tuple(references))
+
+    def feed(self, values: Iterable[int]) -> None:
+        """Makes inputs of values, in this order."""
+        for value in values:
+            self._feed(value)
 
     def _given(self, value: int) -> int:
         if not self._native:

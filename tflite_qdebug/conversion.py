@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from tflite_qdebug.datasets import Dataset, open_dataset
 from tflite_qdebug.datasets.opening import first_signature
 from tflite_qdebug.edit.flatbuffer import require_single_subgraph
 from tflite_qdebug.edit.subgraphs import copy_passed_inputs, with_ranges_of
-from tflite_qdebug.errors import ConversionError, ModelError, NoSampleError, OptionError, did_you_mean
+from tflite_qdebug.errors import ConversionError, ModelError, NoSampleError, OptionError, completed, did_you_mean
 from tflite_qdebug.files import write_atomically
 from tflite_qdebug.interpreter import Interpreter
 from tflite_qdebug.model import Model, Operator, Subgraph, read_model_bytes
@@ -595,7 +594,7 @@ def check_denylist_nodes(model: Model, names: Any) -> tuple[str, ...]:
     }
     found = []
     for name in _as_names(names, "denylisted_nodes"):
-        shown = _completed(name, known) if "…" in name else name
+        shown = completed(name, known, "denylisted node")
         if shown not in known and shown.startswith(edit.NUMERIC_VERIFY + "/"):
             shown = shown[len(edit.NUMERIC_VERIFY) + 1 :].rpartition(":")[0]
         shown = _without_digits(shown, known.keys() | joined.keys())
@@ -614,19 +613,6 @@ def _without_digits(name: str, known: Container[str]) -> str:
     while name not in known and name[-1:].isdigit():
         name = name[:-1]
     return name
-
-
-def _completed(name: str, known: Iterable[str]) -> str:
-    """Returns the one name that a table shows as ``name``, with ``…`` for a part of it.
-
-    Raises:
-        OptionError: Where several names could be meant.
-    """
-    pattern = re.compile(".*".join(re.escape(part) for part in name.split("…")), re.DOTALL)
-    found = [candidate for candidate in known if pattern.fullmatch(candidate)]
-    if len(found) > 1:
-        raise OptionError(f"got denylisted node {name!r}, which {len(found)} names fit: {', '.join(map(repr, found[:5]))}")
-    return found[0] if found else name
 
 
 def check_denylist_ops(model: Model, names: Any) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ __all__ = [
     "OptionError",
     "OutputError",
     "QDebugError",
+    "completed",
     "did_you_mean",
     "nearest_names",
 ]
@@ -112,3 +113,18 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     if not nearest:
         return ""
     return " Did you mean {}?".format(", or ".join(repr(known) for known in nearest))
+
+
+def completed(name: str, known: Iterable[str], what: str) -> str:
+    """Returns the one of the known names that a table shows as ``name``, with ``…`` for a part of it; else ``name`` itself.
+
+    Raises:
+        OptionError: Where several names could be meant; ``what`` they are stands in the message.
+    """
+    if "…" not in name:
+        return name
+    pattern = re.compile(".*".join(re.escape(part) for part in name.split("…")), re.DOTALL)
+    found = [candidate for candidate in known if pattern.fullmatch(candidate)]
+    if len(found) > 1:
+        raise OptionError("got {} {!r}, which {} names fit: {}".format(what, name, len(found), ", ".join(map(repr, found[:5]))))
+    return found[0] if found else name

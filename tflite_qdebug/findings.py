@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from tflite_qdebug.errors import ModelError, OptionError
+from tflite_qdebug.errors import ModelError, OptionError, did_you_mean
 from tflite_qdebug.files import write_atomically
-from tflite_qdebug.output_error import BADNESS, OutputErrors
+from tflite_qdebug.output_error import OutputErrors
 from tflite_qdebug.record import Run, decoded, encoded
 from tflite_qdebug.statistics import Histogram
 
@@ -71,6 +71,9 @@ class GraphNode:
         shape: Of its first output.
         macs: Multiplications for one sample; 0 where it has none.
         weight_bytes: Of its constants in the quantized model.
+        float_operators: Positions in the float model of the operators that do the same; empty where none are known.
+        graph_key: What Model Explorer calls the graph that the operator stands in.
+        float_graph_key: The same of the float model.
     """
 
     operator: int
@@ -83,6 +86,9 @@ class GraphNode:
     shape: tuple[int, ...] = ()
     macs: int = 0
     weight_bytes: int = 0
+    float_operators: tuple[int, ...] = ()
+    graph_key: str = "main"
+    float_graph_key: str = "main"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,9 +169,7 @@ class Sensitivity:
 
     def values(self, metric: str | None = None) -> np.ndarray:
         """Returns the metric at each node's worst output, ``(nodes,)``."""
-        metric = metric or self.metric
-        badness = self.errors.badness(metric, self.large_is_bad)[: len(self.nodes)]
-        return badness * BADNESS.get(metric, 1.0 if self.large_is_bad else -1.0)
+        return self.errors.worst(metric or self.metric, self.large_is_bad)[: len(self.nodes)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +203,7 @@ class Steps:
         met: The first step that meets it; None where none does.
         provenance: As of a run.
         notes: What the reader must know.
+        float_metrics: The task metrics of the float model.
     """
 
     nodes: tuple[str, ...]
@@ -210,6 +215,7 @@ class Steps:
     sizes: tuple[int, ...] = ()
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    float_metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,6 +297,8 @@ class Profile:
         channels: Of the float values; None where there is no axis of channels.
         quantized_channels: Of the quantized ones; None as well.
         samples: How many samples; 0 for weights.
+        reference: Where the float values come from: ``float model``, or ``dequantized weights`` where there is no float model, or
+            nothing in it is the counterpart.
     """
 
     node: str
@@ -317,6 +325,7 @@ class Profile:
     channels: Channels | None
     quantized_channels: Channels | None = None
     samples: int = 0
+    reference: str = "float model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,6 +340,7 @@ class SampleError:
         mse: The same.
         float_class: Position of the float model's greatest value in the first output; -1 where that has no classes.
         quantized_class: Of the quantized model.
+        value: Of the metric that ranks, of all outputs together; NaN where it does not apply, or values are NaN.
     """
 
     index: int
@@ -340,6 +350,7 @@ class SampleError:
     mse: float
     float_class: int
     quantized_class: int
+    value: float = float("nan")
 
     @property
     def flipped(self) -> bool:
@@ -426,6 +437,8 @@ _CLASSES = {
     "samples": Samples,
     "diagnosis": Diagnosis,
 }
+# Parts that are a tuple of their class.
+_SEVERAL = ("graph", "curves", "profiles")
 # Fields that hold another class, one or a tuple of them.
 _NESTED: dict[str, Any] = {
     "scores": Score,
@@ -448,7 +461,15 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, bytes):  # a label may be one
+        return value.decode("utf-8", "replace")
     return value
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(entry) for entry in value) if isinstance(value, list) else value
 
 
 def _restored(kind: Any, fields: Any) -> Any:
@@ -468,7 +489,7 @@ def _field(kind: Any, name: str, value: Any) -> Any:
     if name in _NESTED and value is not None:
         nested = _NESTED[name]
         return tuple(_restored(nested, entry) for entry in value) if isinstance(value, list) else _restored(nested, value)
-    return tuple(value) if isinstance(value, list) else value
+    return _as_tuples(value)
 
 
 def save_part(folder: str | os.PathLike[str], part: str, value: Any, mode: str = "") -> Path:
@@ -481,11 +502,16 @@ def save_part(folder: str | os.PathLike[str], part: str, value: Any, mode: str =
         mode: Of a sensitivity.
 
     Raises:
+        OptionError: For a part or a mode that there is not.
         OutputError: Where it cannot be written.
     """
+    if part not in PLACES:
+        raise OptionError(f"got part {part!r}, expected one of {', '.join(PLACES)}.{did_you_mean(part, PLACES)}")
+    if part == "sensitivity" and mode not in MODES:
+        raise OptionError(f"got mode {mode!r}, expected one of {', '.join(MODES)}.{did_you_mean(mode, MODES)}")
     path = Path(folder) / PLACES[part].format(mode)
     content = {"format": f"tflite_qdebug {part}", "format_version": FORMAT_VERSION, "content": _plain(value)}
-    write_atomically(path, json.dumps(encoded(content), allow_nan=False).encode())
+    write_atomically(path, json.dumps(encoded(content), allow_nan=False, default=str).encode())
     return path
 
 
@@ -498,6 +524,8 @@ def _load_part(path: Path, part: str) -> Any:
                 f"{part}' version {FORMAT_VERSION}"
             )
         kind, content = _CLASSES[part], fields["content"]
+        if isinstance(content, list) != (part in _SEVERAL):
+            raise ModelError(f"{path} is not what an analysis wrote: got {type(content).__name__} as the content of {part}")
         return tuple(_restored(kind, entry) for entry in content) if isinstance(content, list) else _restored(kind, content)
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error

@@ -11,11 +11,29 @@ from typing import Any, Callable, Tuple
 
 import numpy as np
 
-__all__ = ["COLUMNS", "OPTIMIZED_STRIDE", "arguments", "count_values", "dequantized", "measure_pair"]
+__all__ = [
+    "CHANNEL_COLUMNS",
+    "COLUMNS",
+    "OPTIMIZED_STRIDE",
+    "SCAN_COLUMNS",
+    "arguments",
+    "count_channels",
+    "count_values",
+    "dequantized",
+    "measure_pair",
+    "scan_channels",
+    "scan_values",
+]
 
 #: What ``measure_pair`` fills: the seven columns of ``SampleSums.sums``, then max |e|, standard deviation of e, least and
 #: greatest integer, and max |e| where the float value is within the range that the integers have.
 COLUMNS = 12
+
+#: What ``scan_values`` fills: number of values, least, greatest, mean, sums of the second, third and fourth powers of what they
+#: are off the mean, how many are negative, below the range, above it, and near zero.
+SCAN_COLUMNS = 11
+#: What ``scan_channels`` fills: the first five of these.
+CHANNEL_COLUMNS = 5
 
 #: How many elements the optimized DEQUANTIZE takes at once.
 OPTIMIZED_STRIDE = 8
@@ -141,3 +159,76 @@ def count_values() -> Callable[..., int]:
     except ImportError:
         return _count_with_numpy
     return numba_kernels.count  # type: ignore[no-any-return]
+
+
+def _scan_with_numpy(values: np.ndarray, least: float, greatest: float, near: float, row: np.ndarray) -> None:
+    lower, upper, close = np.float32(least), np.float32(greatest), np.float32(near)
+    row[:] = 0.0
+    row[0], row[1], row[2] = values.size, values.min(), values.max()
+    with np.errstate(invalid="ignore"):  # infinity less infinity: the caller looks whether the mean is finite
+        row[3] = mean = np.add.reduce(values, dtype=np.float64) / values.size
+        for start in range(0, values.size, _BLOCK):
+            block = values[start : start + _BLOCK]
+            deviation = block.astype(np.float64) - mean
+            square = deviation * deviation
+            row[4:7] += square.sum(), np.dot(square, deviation), np.dot(square, square)
+            row[7:10] += np.count_nonzero(block < 0), np.count_nonzero(block < lower), np.count_nonzero(block > upper)
+            row[10] += np.count_nonzero(np.abs(block) < close)
+
+
+@functools.lru_cache(maxsize=None)
+def scan_values() -> Callable[..., None]:
+    """Returns the function ``f(values, least, greatest, near, row)`` that fills ``row``, float64 ``(SCAN_COLUMNS,)``.
+
+    ``values`` is one-dimensional, float32 and not empty; below and above count what is less than ``least`` and more than
+    ``greatest``, near zero what is smaller in size than ``near``, all three as float32. The mean is taken first, and the powers
+    about it, so that nothing cancels. It is finite only where all values are.
+    """
+    try:
+        from tflite_qdebug import numba_kernels
+    except ImportError:
+        return _scan_with_numpy
+    return numba_kernels.scan  # type: ignore[no-any-return]
+
+
+def _scan_channels_with_numpy(values: np.ndarray, rows: np.ndarray) -> None:
+    rows[:, 0] = values.shape[0] * values.shape[2]
+    rows[:, 1], rows[:, 2] = values.min(axis=(0, 2)), values.max(axis=(0, 2))
+    rows[:, 3] = values.mean(axis=(0, 2), dtype=np.float64)
+    rows[:, 4] = np.square(values - rows[:, 3][:, np.newaxis]).sum(axis=(0, 2))
+
+
+@functools.lru_cache(maxsize=None)
+def scan_channels() -> Callable[..., None]:
+    """Returns the function ``f(values, rows)`` that fills ``rows``, float64 ``(channels, CHANNEL_COLUMNS)``.
+
+    ``values`` is float32 ``(before, channels, behind)``, finite and not empty.
+    """
+    try:
+        from tflite_qdebug import numba_kernels
+    except ImportError:
+        return _scan_channels_with_numpy
+    return numba_kernels.scan_channels  # type: ignore[no-any-return]
+
+
+def _count_channels_with_numpy(values: np.ndarray, per_bin: np.ndarray, counts: np.ndarray, zeros: np.ndarray) -> None:
+    channels, bins = counts.shape
+    places = np.floor(values * per_bin[:, np.newaxis]).astype(np.int64) + bins // 2
+    places += np.arange(channels)[:, np.newaxis] * bins
+    present = values != 0
+    counts += np.bincount(places[present], minlength=counts.size).reshape(counts.shape)
+    zeros += np.count_nonzero(~present, axis=(0, 2))
+
+
+@functools.lru_cache(maxsize=None)
+def count_channels() -> Callable[..., None]:
+    """Returns the function ``f(values, bins per unit, counts, zeros)`` that counts the values of each channel into bins.
+
+    ``values`` is float32 ``(before, channels, behind)``, ``per_bin`` float64 ``(channels,)``, ``counts`` int64
+    ``(channels, bins)``, the middle of which is zero, and ``zeros`` int64 ``(channels,)``: values of zero stand in no bin.
+    """
+    try:
+        from tflite_qdebug import numba_kernels
+    except ImportError:
+        return _count_channels_with_numpy
+    return numba_kernels.count_channels  # type: ignore[no-any-return]

@@ -174,3 +174,93 @@ def count(values: Any, per_bin: Any, first: Any, counts: Any) -> Any:
         else:
             counts[np.int64(np.floor(value * per_bin)) - first] += 1
     return zeros
+
+
+@_compiled
+def _sum(values: Any) -> Any:
+    total = 0.0
+    for i in range(values.size):
+        total += np.float64(values[i])
+    return total
+
+
+@_compiled
+def _powers(values: Any, mean: Any) -> Any:
+    second = third = fourth = 0.0
+    for i in range(values.size):
+        deviation = np.float64(values[i]) - mean
+        square = deviation * deviation
+        second += square
+        third += square * deviation
+        fourth += square * square
+    return second, third, fourth
+
+
+@_compiled
+def _tallies(values: Any, least: Any, greatest: Any, near: Any) -> Any:
+    negative = below = above = close = np.int32(0)  # of one block
+    for i in range(values.size):
+        value = values[i]
+        negative += np.int32(value < np.float32(0.0))
+        below += np.int32(value < least)
+        above += np.int32(value > greatest)
+        close += np.int32(abs(value) < near)
+    return negative, below, above, close
+
+
+@_compiled
+def scan(values: Any, least: Any, greatest: Any, near: Any, row: Any) -> None:
+    """As ``kernels.scan_values`` describes."""
+    lower, upper, close = np.float32(least), np.float32(greatest), np.float32(near)
+    row[:] = 0.0
+    row[0] = values.size
+    extremes = _extremes(values)
+    row[1], row[2] = extremes[0], extremes[1]
+    row[3] = _sum(values) / values.size
+    for start in range(0, values.size, _BLOCK):
+        block = values[start : start + _BLOCK]
+        powers = _powers(block, row[3])
+        tallies = _tallies(block, lower, upper, close)
+        for i in range(3):
+            row[4 + i] += powers[i]
+        for i in range(4):
+            row[7 + i] += tallies[i]
+
+
+@_compiled
+def scan_channels(values: Any, rows: Any) -> None:
+    """As ``kernels.scan_channels`` describes."""
+    before, channels, behind = values.shape
+    rows[:, 0] = before * behind
+    rows[:, 1] = np.inf
+    rows[:, 2] = -np.inf
+    rows[:, 3:] = 0.0
+    for i in range(before):
+        for channel in range(channels):
+            for j in range(behind):
+                value = np.float64(values[i, channel, j])
+                rows[channel, 1] = min(rows[channel, 1], value)
+                rows[channel, 2] = max(rows[channel, 2], value)
+                rows[channel, 3] += value
+    for channel in range(channels):
+        rows[channel, 3] /= before * behind
+    for i in range(before):
+        for channel in range(channels):
+            for j in range(behind):
+                deviation = np.float64(values[i, channel, j]) - rows[channel, 3]
+                rows[channel, 4] += deviation * deviation
+
+
+@_compiled
+def count_channels(values: Any, per_bin: Any, counts: Any, zeros: Any) -> None:
+    """As ``kernels.count_channels`` describes."""
+    before, channels, behind = values.shape
+    middle = counts.shape[1] // 2
+    for i in range(before):
+        for channel in range(channels):
+            for j in range(behind):
+                value = np.float64(values[i, channel, j])
+                if value == 0.0:
+                    zeros[channel] += 1
+                else:
+                    counts[channel, np.int64(np.floor(value * per_bin[channel])) + middle] += 1

@@ -84,7 +84,15 @@ class Reference:
 
         Args:
             values: What it gave, float32, the same number of elements.
+
+        Raises:
+            ModelError: For another number of elements.
         """
+        if values.size != self._wide.size:
+            raise ModelError(
+                f"got an output of {values.size} elements (shape {values.shape}) to be held against one of {self._wide.size} "
+                f"(shape {self.shape}), expected as many: the two models are no pair"
+            )
         row = np.zeros(COLUMNS)
         flat = values.reshape(-1)
         error = flat - self._wide
@@ -160,7 +168,7 @@ class OutputErrors:
         self.sums[..., _MAXIMUM] = maximum
         if task is not None and task.size:
             self.task_sums += task
-            self.task_replicates += drawn[:, None, None] * task
+            self.task_replicates[chosen] += drawn[chosen, None, None] * task
 
     def names(self) -> list[str]:
         """Returns the metrics that there are: those of `METRICS` that apply to these outputs, and the task metrics."""

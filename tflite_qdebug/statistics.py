@@ -267,6 +267,34 @@ class Histogram:
         self.zeros += int(count_values()(np.ascontiguousarray(values).reshape(-1), per_bin, first, counts))
         self._add_counts(first, counts)
 
+    def add_weighted(self, values: np.ndarray, counts: np.ndarray) -> None:
+        """Counts each float value so many times; both ``(values,)``."""
+        present = np.flatnonzero(counts)
+        if not len(present):
+            return
+        real, times = np.asarray(values, dtype=np.float64)[present], np.asarray(counts)[present]
+        self.minimum, self.maximum = min(self.minimum, float(real.min())), max(self.maximum, float(real.max()))
+        self.zeros += int(times[real == 0.0].sum())
+        real, times = real[real != 0.0], times[real != 0.0]
+        if not len(real):
+            return
+        self._coarsen_to(self._exponent_for(float(np.abs(real).max())))
+        assert self.exponent is not None
+        places = np.floor(np.ldexp(real, -self.exponent)).astype(np.int64)
+        counted = np.zeros(int(places.max() - places.min()) + 1, dtype=np.int64)
+        np.add.at(counted, places - places.min(), times)
+        self._add_counts(int(places.min()), counted)
+
+    def coarsened(self, bins: int) -> Histogram:
+        """Returns a copy with at most ``bins`` bins on either side of zero: neighbours are added up, no count is lost."""
+        coarse = Histogram(bins)
+        if self.exponent is not None:
+            last, steps = self.first + len(self.counts) - 1, 0
+            while (last >> steps) >= bins or (self.first >> steps) < -bins:
+                steps += 1
+            coarse.exponent = self.exponent + steps
+        return coarse + self
+
     def _exponent_for(self, largest: float) -> int:
         # frexp: largest < 2**power; the bins must reach it, and the limit is a number of bins on one side of zero
         power = int(np.frexp(largest)[1])

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 from tflite_qdebug.analyses.layer_error import run_debug_model
 from tflite_qdebug.analyses.mixed_pair import MixedPair, open_mixed
 from tflite_qdebug.collect import Backend
@@ -16,7 +14,7 @@ from tflite_qdebug.errors import OptionError, did_you_mean
 from tflite_qdebug.findings import Curve
 from tflite_qdebug.record import Layer
 
-__all__ = ["accumulated_error", "partly_quantized", "running_mean"]
+__all__ = ["accumulated_error", "partly_quantized"]
 
 #: Names of groups that are no nodes.
 ALL, GROUPS = "all", {"weights": WEIGHTS, "weight": WEIGHTS, "activation": ACTIVATION, "activations": ACTIVATION}
@@ -165,11 +163,3 @@ def partly_quantized(models: MixedModels, form_of: Callable[[Node], str], statef
         tuple(specs[value] for value in model.inputs),
         tuple(graph.tensor(value).quantization for value in model.inputs),
     )
-
-
-def running_mean(values: np.ndarray) -> np.ndarray:
-    """Returns the mean of each value and all before it, NaN and infinity left out; float64, same shape."""
-    finite = np.isfinite(values)
-    counts = np.cumsum(finite)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.cumsum(np.where(finite, values, 0.0)) / counts)

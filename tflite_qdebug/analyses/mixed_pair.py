@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +33,7 @@ class MixedPair:
         dataset: As opened.
         shapes: ``{value: shape}`` in the first sample.
         first: The first sample, with float32 for inputs that carry a scale.
+        opened: All samples, likewise, the first among them.
     """
 
     pair: Pair
@@ -38,6 +41,7 @@ class MixedPair:
     dataset: Dataset
     shapes: dict[int, tuple[int, ...]]
     first: Any
+    opened: RealValued
 
     @property
     def is_stateful(self) -> bool:
@@ -50,10 +54,17 @@ class MixedPair:
         """SHA-256 of the float and of the quantized model."""
         return None if self.pair.floating is None else self.pair.floating.sha256, self.pair.quantized.sha256
 
+    @property
+    def identity(self) -> list[Any]:
+        """What tells these models and samples from others, as plain data; of the samples it is the first and a description."""
+        content = hashlib.sha256(repr(self.first.label).encode())
+        for array in self.first.inputs:
+            content.update(np.ascontiguousarray(array).tobytes())
+        return [*self.hashes, self.dataset.description, content.hexdigest()]
+
     def samples(self) -> RealValued:
         """Returns the samples, with float32 for inputs that carry a scale."""
-        main = self.pair.quantized.main
-        return RealValued(self.dataset, [main.tensors[index].quantization for index in main.inputs])
+        return self.opened  # which holds the first, so that an iterator that is good for one pass serves
 
     def feeds(self, sample: Any) -> dict[int, np.ndarray]:
         """Returns what a sample feeds, by value."""
@@ -92,7 +103,8 @@ def open_mixed(
     specs = pair.quantized.input_specs()
     dataset = open_dataset(debug_dataset, specs, "debug dataset", limit, pair.signature, "auto", skip_others=several)
     main = pair.quantized.main
-    first = RealValued(dataset, [main.tensors[index].quantization for index in main.inputs]).ahead(1)[0]
+    opened = RealValued(dataset, [main.tensors[index].quantization for index in main.inputs])
+    first = opened.ahead(1)[0]
     match = match_models(pair.floating, pair.quantized)
     match = confirmed_match(match, pair.floating, pair.quantized, first, backend)
     models = MixedModels(pair.floating, pair.quantized, match)
@@ -100,7 +112,7 @@ def open_mixed(
         missing = [main.tensors[index].name for index in main.inputs if index not in models.inputs]
         raise ModelError(f"input {missing[0]!r} of the quantized model has no counterpart in the float model")
     shapes = backend.apart(_shapes, backend, models, first, what="running the quantized model on the first sample")
-    return MixedPair(pair, models, dataset, shapes, first)
+    return MixedPair(pair, models, dataset, shapes, first, opened)
 
 
 def _shapes(backend: Backend, models: MixedModels, sample: Any) -> dict[int, tuple[int, ...]]:
@@ -140,6 +152,11 @@ class Task(NamedTuple):
         """True where a function is the user's own."""
         return any(function not in METRICS.values() for function in self.functions.values())
 
+    @property
+    def identity(self) -> list[Any]:
+        """What tells these metrics from others, as plain data: an edited function is another."""
+        return [self.label_offset, *([name, *_identity(function)] for name, function in self.functions.items())]
+
     def values(self, outputs: list[np.ndarray], sample: Any) -> list[float]:
         """Returns the metrics of one sample.
 
@@ -155,3 +172,19 @@ class Task(NamedTuple):
         if self.label_offset and label is not None:
             label = label + self.label_offset
         return [task_value(name, function, outputs, label, sample.index) for name, function in self.functions.items()]
+
+
+def _identity(function: Callable[..., Any]) -> list[str]:
+    code = getattr(function, "__code__", None)
+    content = hashlib.sha256(repr(list(_described(code))).encode()).hexdigest() if code else type(function).__qualname__
+    return [getattr(function, "__module__", None) or "", getattr(function, "__qualname__", ""), content]
+
+
+def _described(code: types.CodeType) -> Iterator[str]:
+    """Yields what a function does, without where it stands in memory or in a file."""
+    yield from (code.co_code.hex(), *code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _described(constant)
+        else:
+            yield repr(sorted(map(repr, constant))) if isinstance(constant, frozenset) else repr(constant)

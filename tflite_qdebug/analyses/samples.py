@@ -36,7 +36,7 @@ def worst_samples(
     count: int = 10,
     signature: str | None = None,
     limit: int | None = None,
-    labels: bool = False,
+    labels: bool | str = False,
     backend: Backend | None = None,
     progress: bool | None = None,
 ) -> Samples:
@@ -53,7 +53,7 @@ def worst_samples(
         count: How many of the worst samples, and how many flips, to keep.
         signature: Run this signature; None: the main subgraph.
         limit: Take the first so many samples.
-        labels: Whether tuples are ``(inputs, label)``.
+        labels: As for `open_dataset`.
         backend: Which code runs the models; a delegate runs the quantized model alone.
         progress: As in `progress.track`.
 

@@ -18,7 +18,8 @@ from tflite_qdebug.analyses.mixed_pair import MixedPair, Task, memory_budget, op
 from tflite_qdebug.analyses.sweep import FORMS, Pass, Sweep, Variant, plan_sweep
 from tflite_qdebug.collect import Backend, map_samples
 from tflite_qdebug.edit.mixed import MixedModels
-from tflite_qdebug.errors import DatasetError, OptionError, did_you_mean
+from tflite_qdebug.datasets.sources import IteratorSource
+from tflite_qdebug.errors import DatasetError, InterpreterError, OptionError, did_you_mean
 from tflite_qdebug.findings import MODES, Sensitivity
 from tflite_qdebug.interpreter import Interpreter
 from tflite_qdebug.output_error import METRICS, OutputErrors, Reference
@@ -76,7 +77,9 @@ def sensitivity(
     Raises:
         OptionError: For an unknown mode, metric or node, or too little memory.
         ModelError: Where the two are no pair, or nothing is quantized.
-        DatasetError: For a wrong sample, a missing label, or an empty dataset.
+        DatasetError: For a wrong sample, a missing label, an empty dataset, or an iterator where one pass is not enough.
+        InterpreterError: Where the models do not run.
+        OutputError: Where ``saved`` cannot be written.
         MetricError: Where a task metric fails or gives no number.
     """
     if mode not in MODES:
@@ -90,10 +93,15 @@ def sensitivity(
     models = mixed.models
     if output_node is not None and functions:
         raise OptionError("got task metrics and an output node; they take the model's outputs")
-    outputs = models.outputs if output_node is None else models.node(output_node).values[:1]
+    outputs = models.outputs if output_node is None else (models.value(output_node),)
     sweep = plan_sweep(models, mode, nodes, outputs, mixed.shapes, memory_budget(memory) // backend.worker_count())
+    if len(sweep.passes) > 1 and isinstance(mixed.dataset.source, IteratorSource):
+        raise DatasetError(
+            f"got an iterator, which is good for one pass; within the memory budget it takes {len(sweep.passes)}. Pass a function "
+            "that returns a new iterator each time it is called, or allow more memory"
+        )
     runner = _Runner(mixed, sweep, mode, Task(functions, label_offset), backend, progress)
-    kept = Kept(None if saved is None else Path(saved), runner.key(metric))
+    kept = Kept(None if saved is None else Path(saved), runner.key())
     errors = runner.run(kept)
     notes = list(dict.fromkeys(runner.notes))
     if metric not in errors.names():
@@ -145,19 +153,17 @@ class _Runner:
         graph = mixed.models.floats.graph
         self._names = [graph.tensor(mixed.models.floats.at[value]).name for value in sweep.outputs]
 
-    def key(self, metric: str) -> str:
+    def key(self) -> str:
         """Returns what tells this sweep from others."""
-        pair = self._mixed.pair
         described = [
-            pair.quantized.sha256,
-            "" if pair.floating is None else pair.floating.sha256,
+            self._mixed.identity,
+            self._task.identity,
             self._mode,
             [node.operator for node in self._sweep.nodes],
             self._sweep.outputs,
-            self._mixed.dataset.description,
-            list(self._task.functions),
             self._backend.runtime,
             self._backend.kernels,
+            [list(delegate) for delegate in self._backend.delegates],
             [len(part.variants) for part in self._sweep.passes],
         ]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()
@@ -166,6 +172,11 @@ class _Runner:
         found: OutputErrors | None = None
         for number, part in enumerate(self._sweep.passes):
             errors = self._run_pass(number, part, kept)
+            if found is not None and not np.array_equal(found.weights, errors.weights):
+                raise InterpreterError(
+                    f"{found.samples} samples went through the first {number} passes, {errors.samples} through the next, so that "
+                    f"their nodes cannot be ranked together: {'; '.join(self.notes)}. Leave such samples out, or allow more memory"
+                )
             found = errors if found is None else found.joined(errors)
         assert found is not None
         return found
@@ -184,21 +195,26 @@ class _Runner:
             finish=_Worker.described,
             own_functions=self._task.own,
         )
+        before = kept.about(number)
+
+        def about() -> dict[str, Any]:
+            notes = [*before.get("notes", ()), *workers.notes, *(note for _, found in workers.finished for note in found)]
+            ran = workers.finished[-1][0] if workers.finished else before.get("ran", {})
+            return {"notes": list(dict.fromkeys(notes)), "ran": ran}
+
         try:
             rest = (sample for sample in self._tracked(number, len(part.variants)) if sample.index >= following)
             for index, rows, task in map_samples(_Worker.measure, workers, rest):
                 errors.add(index, rows, task)
                 following = index + 1
-                kept.keep(number, errors, following)
+                kept.keep(number, errors, following, about=about())
         finally:
             if errors.samples:
-                kept.keep(number, errors, following, now=True)
+                kept.keep(number, errors, following, now=True, about=about())
         if not errors.samples:
             raise DatasetError("the debug dataset yielded no samples")
-        self.notes += workers.notes
-        for provenance, notes in workers.finished:
-            self._ran = provenance
-            self.notes += notes
+        self.notes += about()["notes"]
+        self._ran = about()["ran"] or self._ran
         return errors
 
     def _tracked(self, number: int, nodes: int) -> Iterator[Any]:
@@ -291,28 +307,24 @@ class _Worker:
         """Returns the outputs with one node changed, float32."""
         model = variant.head
         self._invoke(head, [values[value] for value in model.inputs])
-        changed = {value: head.view(info.index) for value, info in zip(model.outputs, head.outputs, strict=True)}
-        holders = {value: (head, info) for value, info in zip(model.outputs, head.outputs, strict=True)}
+        changed = {value: head.view(index) for value, index in zip(model.outputs, model.tensors, strict=True)}
+        holders = {value: (head, index) for value, index in zip(model.outputs, model.tensors, strict=True)}
+        holders.update({value: (head, index) for value, index in model.real.items()})
         if variant.tail >= 0:
             tail, interpreter = self._part.tails[variant.tail], self.tails[variant.tail]
             self._invoke(interpreter, [changed[value] if value in changed else values[value] for value in tail.inputs])
-            holders.update({v: (interpreter, info) for v, info in zip(tail.outputs, interpreter.outputs, strict=True)})
-        outputs = []
-        for value in self._sweep.outputs:
-            if value in holders:
-                holder, info = holders[value]
-                outputs.append(self._dequantized(holder, info.index, info))
-            else:
-                outputs.append(self._dequantized(self.base, self._sweep.at[value]))
+            holders.update({v: (interpreter, index) for v, index in zip(tail.outputs, tail.tensors, strict=True)})
+        unchanged = {value: (self.base, self._sweep.at[value]) for value in self._sweep.outputs if value not in holders}
+        outputs = [self._dequantized(*{**unchanged, **holders}[value]) for value in self._sweep.outputs]
         changed.clear()
         return outputs
 
     @staticmethod
-    def _dequantized(interpreter: Interpreter, index: int, info: Any = None) -> np.ndarray:
+    def _dequantized(interpreter: Interpreter, index: int) -> np.ndarray:
         values = interpreter.read(index)
         if values.dtype == np.float32:
             return values
-        info = info or next(output for output in interpreter.outputs if output.index == index)
+        info = next(output for output in interpreter.outputs if output.index == index)
         return values.astype(np.float32) if info.quantization is None else info.quantization.dequantize(values)
 
     def _invoke(self, interpreter: Interpreter, inputs: list[np.ndarray]) -> None:

@@ -138,27 +138,30 @@ class _Planner:
         return Sweep(tuple(nodes), base, at, self._outputs, tuple(self._passes(nodes, variants, tails)))
 
     def _swept(self, names: Collection[str] | None) -> list[Node]:
+        if isinstance(names, str) or (names is not None and not names):
+            raise OptionError(f"got nodes={names!r}, expected a list of names, or None for all that are quantized")
         fit = [node for node in self._models.nodes if self._fits(node)]
         if names is None:
             if not fit:
-                raise ModelError(
-                    "nothing that the outputs depend on is quantized"
-                    + (" in its weights" if self._mode == "weights" else "")
-                    + ", so no node can be sensitive"
-                )
+                raise ModelError(f"nothing that the outputs depend on is quantized{self._part}, so no node can be sensitive")
             return fit
         asked = {self._models.node(name).operator: name for name in names}
         for operator, name in asked.items():
             if operator not in {node.operator for node in fit}:
                 raise OptionError(
-                    f"got node {name!r}, which is not quantized{' in its weights' if self._mode == 'weights' else ''}, or "
-                    "which the outputs do not depend on"
+                    f"got node {name!r}, which is not quantized{self._part}, or which the outputs do not depend on"
                 )
         return [node for node in fit if node.operator in asked]
+
+    @property
+    def _part(self) -> str:
+        return {"weights": " in its weights", "activation": " in its input activations"}.get(self._mode, "")
 
     def _fits(self, node: Node) -> bool:
         if not any(value in self._place for value in node.values):
             return False
+        if self._form == ACTIVATION:
+            return node.quantized and any(self._models.graph.tensor(index).is_quantized for index in node.reads.values())
         return node.weighted if self._form == WEIGHTS else node.quantized
 
     def _size(self, value: int) -> int:
@@ -200,14 +203,16 @@ class _Planner:
         tail = tails.get(block)
         changed = self._behind(node, cuts[block])
         wanted = [value for value in (tail.inputs if tail else ()) if value in changed]
-        wanted += [value for value in self._outputs if value in changed and self._place[value] < cuts[block]]
+        results = [value for value in self._outputs if value in changed and self._place[value] < cuts[block]]
         form, rest = self._form, self._rest
         head = self._models.build(
             lambda other: form if other.operator == node.operator else rest,
-            list(dict.fromkeys(wanted)),
+            wanted if self._native else list(dict.fromkeys([*wanted, *results])),
             [value for value in self._order if value not in changed],
             native=self._native,
             shapes=self._shapes,
+            # A node left float that gives an output gives it as it is; only who reads it gets it rounded.
+            real=results if self._native else (),
         )
         reaches = tail is not None and any(value in changed for value in tail.inputs)
         return Variant(position, head, block if reaches else -1)
@@ -227,21 +232,23 @@ class _Planner:
         chosen: list[Variant] = []
         held: set[int] = set()
         memory = base
-        for variant in variants:
-            new = _memory_of(
-                variant.head.data, [self._shapes.get(v, ()) for v in (*variant.head.inputs, *variant.head.outputs)]
-            )
+
+        def needed(variant: Variant) -> int:
+            values = (*variant.head.inputs, *variant.head.outputs)
+            new = _memory_of(variant.head.data, [self._shapes.get(value, ()) for value in values])
             if variant.tail >= 0 and variant.tail not in held:
                 new += _memory_of(tails[variant.tail].data, self._shapes.values())
-            if chosen and memory + new > self._memory:
+            return new
+
+        for variant in variants:
+            if chosen and memory + needed(variant) > self._memory:
                 yield Pass(tuple(chosen), {tail: tails[tail] for tail in sorted(held)}, memory)
                 chosen, held, memory = [], set(), base
-                if variant.tail >= 0:
-                    new += _memory_of(tails[variant.tail].data, self._shapes.values())
+            new = needed(variant)
             if memory + new > self._memory:
                 raise OptionError(
-                    f"got a memory budget of {self._memory / 1e6:.0f} MB for each worker; node {nodes[variant.node].name!r} "
-                    f"alone needs about {(memory + new) / 1e6:.0f} MB. Allow more, or use fewer workers"
+                    f"got a memory budget of {self._memory / 1e6:.3g} MB for each worker; node {nodes[variant.node].name!r} "
+                    f"alone needs about {(memory + new) / 1e6:.3g} MB. Allow more, or use fewer workers"
                 )
             chosen.append(variant)
             held |= {variant.tail} - {-1}

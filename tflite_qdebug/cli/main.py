@@ -17,7 +17,8 @@ __all__ = ["main"]
 
 _EXIT_CODES = """\
 exit codes: 0 done, 1 unforeseen error, 2 wrong option, 3 model, 4 dataset, 5 conversion, 6 interpreter or delegate,
-7 package missing, 8 result could not be written, 9 metric, 10 kernels differ (--fail-on-difference), 130 interrupted
+7 package missing, 8 result could not be written, 9 metric, 10 kernels differ (--fail-on-difference), 11 gate failed,
+130 interrupted
 """
 _EPILOGS = {
     "demo": "example:\n  tflite-qdebug demo --output demo\n",
@@ -60,6 +61,69 @@ examples:
   tflite-qdebug compare-kernels int8.tflite --debug-data debug.npz --kernels builtin --against-delegate libdelegate.so \\
       --fail-on-difference 1
 """,
+    "sensitivity": """\
+examples:
+  tflite-qdebug sensitivity results
+  tflite-qdebug sensitivity results --mode weights --mode activation --rank-by cosine
+  tflite-qdebug sensitivity results --debug-data test.npz --metric top_1 --rank-by top_1 --limit 200
+""",
+    "accumulated-error": """\
+examples:
+  tflite-qdebug accumulated-error results
+  tflite-qdebug accumulated-error results --quantize weights --quantize '["model/conv1/Relu", "model/conv2/Relu"]'
+  tflite-qdebug accumulated-error results --leave-float 'model/conv1/Relu' --average
+""",
+    "sensitivity-analysis": """\
+examples:
+  tflite-qdebug sensitivity-analysis results
+  tflite-qdebug sensitivity-analysis results --rank-by cosine --threshold 0.99 --most 40
+""",
+    "distribution": """\
+examples:
+  tflite-qdebug distribution results
+  tflite-qdebug distribution results --node 'model/conv1/Relu'
+""",
+    "channels": """\
+example:
+  tflite-qdebug channels results --node 'model/conv1/Relu' --count 5
+""",
+    "samples": """\
+example:
+  tflite-qdebug samples results --count 20 --rank-by cosine
+""",
+    "diagnose": """\
+example:
+  tflite-qdebug diagnose results
+""",
+    "runall": """\
+examples:
+  tflite-qdebug runall example --output results
+  tflite-qdebug runall model.keras --representative-data calibration.npz --debug-data debug.npz --evaluation-data test.npz \\
+      --output results
+  tflite-qdebug runall --float float.tflite --quantized int8.tflite --debug-data debug.npz --output results
+  tflite-qdebug runall results
+""",
+    "report": """\
+examples:
+  tflite-qdebug report results
+  tflite-qdebug report results --output report.html --charts figures
+""",
+    "gate": """\
+examples:
+  tflite-qdebug gate results --min-sqnr 25 --max-drop 0.5%
+  tflite-qdebug gate results --min-sqnr output:25 --max-drop 0.5% --baseline last_week --junit gate.xml --summary gate.md
+  tflite-qdebug gate results --min-sqnr 'StatefulPartitionedCall:0:25' --min-cosine 0.99 --max-severity 3
+""",
+    "diff": """\
+examples:
+  tflite-qdebug diff before after
+  tflite-qdebug diff before after --html diff.html --csv diff.csv
+""",
+    "model-explorer": """\
+example:
+  tflite-qdebug model-explorer results --output overlay
+  model-explorer int8.tflite --node_data_paths=overlay/quantized_severity.json
+""",
 }
 
 
@@ -76,10 +140,11 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     kinds = "float, float16, dynamic_range, int8, full_integer, int16x8"
 
-    def add(name: str, words: str, options: Sequence[str], kinds: str = kinds) -> None:
+    def add(name: str, words: str, options: Sequence[str], kinds: str = kinds, aliases: Sequence[str] = ()) -> None:
         forms = DATA_FORMS + "\n" if any(option.endswith("-data") for option in options) else ""
         verb = verbs.add_parser(
             name,
+            aliases=aliases,
             help=words,
             description=words[0].upper() + words[1:] + ".",
             epilog=_EPILOGS[name] + "\n" + forms + _EXIT_CODES,
@@ -129,6 +194,59 @@ def parser() -> argparse.ArgumentParser:
             *("--against", "--against-delegate", "--against-delegate-option", "--fail-on-difference", "--count", "--output"),
         ],
     )
+    data = ("--debug-data", "--evaluation-data", "--metric", "--label-offset", "--limit", "--memory", *RUNNING)
+    add(
+        "sensitivity",
+        "the error at the outputs when one node alone is quantized, or one alone left float",
+        ["run", "--mode", "--node", "--output-node", "--rank-by", "--lower-is-better", "--count", *data],
+        aliases=("get-sensitivity-of-nodes",),
+    )
+    add(
+        "accumulated-error",
+        "the error at every node's output in partly quantized models",
+        ["run", "--quantize", "--leave-float", "--average", *data],
+        aliases=("plot-acc-error",),
+    )
+    add(
+        "sensitivity-analysis",
+        "the error at the outputs as the most sensitive nodes are left float, one after another",
+        ["run", "--node", "--rank-by", "--threshold", "--most", *data],
+    )
+    add(
+        "distribution",
+        "histograms of weights and activations, in float and quantized",
+        ["run", "--node", "--count", "--no-charts", *data],
+        aliases=("plot-distribution",),
+    )
+    add(
+        "channels",
+        "a box plot for each channel of weights and activations",
+        ["run", "--node", "--axis", "--count", "--no-charts", *data],
+        aliases=("get-channelwise-data-distribution",),
+    )
+    add("samples", "the samples on which the quantized model differs most", ["run", "--rank-by", "--count", *data])
+    add("diagnose", "what is wrong, why, and what to try", ["run", *data])
+    add(
+        "runall",
+        "every analysis of a run, in one go, with a report at the end",
+        [
+            *("model_or_run", "--float", "--quantized", "--representative-data", "--debug-data", "--evaluation-data"),
+            *("--signature-data", "--metric", "--label-offset", "--limit", "--kind", *QUANTIZING, "--whole-model", "--parts"),
+            *("--sequence", "--criterion", "--count", "--rank-by", "--threshold", "--memory", "--no-charts", *RUNNING),
+            "--output",
+        ],
+    )
+    add("report", "one self-contained HTML file about a run", ["run", "--node", "--charts", "--output"])
+    add(
+        "gate",
+        "whether a saved run is good enough, and no worse than an earlier one; exit code 11 where it is not",
+        [
+            *("saved_run", "--min-sqnr", "--min-cosine", "--max-severity", "--max-drop", "--lower-is-better", "--baseline"),
+            *("--max-sqnr-loss", "--max-new-suspects", "--junit", "--summary"),
+        ],
+    )
+    add("diff", "what has changed between two saved runs", ["old_run", "new_run", "--count", "--html", "--csv"])
+    add("model-explorer", "a saved run as node data for Model Explorer", ["saved_run", "--output"])
     return top
 
 
@@ -167,7 +285,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     # Here, so that --help needs none of it.
-    from tflite_qdebug.cli import demo, kernels, qat, runs, verbs
+    from tflite_qdebug.cli import analyses, demo, diff, explorer, gate, kernels, qat, runs, verbs
     from tflite_qdebug.cli.output import Screen
 
     verb = {
@@ -177,6 +295,22 @@ def _run(arguments: argparse.Namespace) -> int:
         "run": runs.run,
         "compare-kernels": kernels.kernels,
         "qat": qat.qat,
+        "sensitivity": analyses.sensitivity,
+        "get-sensitivity-of-nodes": analyses.sensitivity,
+        "accumulated-error": analyses.curves,
+        "plot-acc-error": analyses.curves,
+        "sensitivity-analysis": analyses.steps,
+        "distribution": analyses.distribution,
+        "plot-distribution": analyses.distribution,
+        "channels": analyses.channels,
+        "get-channelwise-data-distribution": analyses.channels,
+        "samples": analyses.samples,
+        "diagnose": analyses.diagnose,
+        "runall": analyses.runall,
+        "report": analyses.report,
+        "gate": gate.gate,
+        "diff": diff.diff_runs,
+        "model-explorer": explorer.explorer,
     }[arguments.verb]
     verb(arguments, Screen(arguments.json))
     return 0

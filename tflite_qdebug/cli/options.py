@@ -63,6 +63,104 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "MODEL",
         "nargs": "+",
     },
+    "run": {"help": "folder that 'run ... --output' or 'runall' wrote, or its run.json", "metavar": "RUN"},
+    "model_or_run": {
+        "help": "the folder of a saved run, to go on with it; or a model to begin with, as for 'run'",
+        "metavar": "RUN_OR_MODEL",
+        "nargs": "?",
+    },
+    "--mode": {
+        "action": "append",
+        "choices": ("node", "weights", "activation", "float"),
+        "help": "what is quantized: one node alone, its weights alone, its input activations alone; or float: one node is left "
+        "float, all others are quantized; may be repeated (default: node)",
+    },
+    "--node": {
+        "action": "append",
+        "metavar": "NAME",
+        "help": "this node only; tables shorten names with …, which is taken too; may be repeated",
+    },
+    "--output-node": {"metavar": "NAME", "help": "measure the error at this node (default: at the model's outputs)"},
+    "--rank-by": {
+        "metavar": "METRIC",
+        "default": "sqnr_db",
+        "help": "sqnr_db, cosine, mse, mre, chebyshev, kl, flips, or the name of a --metric (default: sqnr_db)",
+    },
+    "--memory": {
+        "metavar": "SIZE",
+        "help": "what models may take, of all workers together: 800M, 2GB; with less the samples are gone through more than "
+        "once (default: a quarter of the machine's)",
+    },
+    "--quantize": {
+        "action": "append",
+        "default": [],
+        "metavar": "GROUP",
+        "help": "one curve with this quantized: a node, a JSON list of nodes, weights, activation or all; may be repeated "
+        "(default: all, weights and activation)",
+    },
+    "--leave-float": {
+        "action": "append",
+        "default": [],
+        "metavar": "GROUP",
+        "help": "one curve with this left float and all others quantized: a node, or a JSON list of nodes; may be repeated",
+    },
+    "--average": {"action": "store_true", "help": "also write the running mean"},
+    "--threshold": {
+        "metavar": "X",
+        "type": float,
+        "help": "stop where --rank-by is this good (default: cosine 0.999, sqnr_db 27, kl 0.01, flips 0.01)",
+    },
+    "--most": {"metavar": "N", "type": int, "default": 20, "help": "most nodes to be left float (default: 20)"},
+    "--axis": {"metavar": "N", "type": int, "help": "axis of the channels (default: the operator's own)"},
+    "--no-charts": {"action": "store_true", "help": "no PNG and SVG files"},
+    "--charts": {
+        "nargs": "?",
+        "const": "",
+        "metavar": "DIR",
+        "help": "also write every chart as PNG and SVG (default folder: the run's)",
+    },
+    "saved_run": {"help": "folder that 'run ... --output' or 'runall' wrote, or its run.json", "metavar": "RUN"},
+    "old_run": {"help": "the run before, as a folder or its run.json", "metavar": "OLD"},
+    "new_run": {"help": "the run after", "metavar": "NEW"},
+    "--min-sqnr": {
+        "action": "append",
+        "metavar": "[OUTPUT:]DB",
+        "help": "least SQNR of the quantized model's outputs in dB: 25 or output:25 for all, NAME:25 for one; may be repeated",
+    },
+    "--min-cosine": {
+        "action": "append",
+        "metavar": "[OUTPUT:]X",
+        "help": "least cosine similarity of the outputs, the same; may be repeated",
+    },
+    "--max-severity": {
+        "metavar": "STEPS",
+        "type": float,
+        "help": "greatest error of a layer in steps of 8 bits, as the column severity has it",
+    },
+    "--max-drop": {
+        "metavar": "X[%]",
+        "help": "how much less than the float model's the main task metric may be: 0.5%% are percentage points of a share such "
+        "as top_1 (the same as 0.005), else of the float model's value",
+    },
+    "--lower-is-better": {"action": "store_true", "help": "the main task metric is better where it is lower, as a loss is"},
+    "--baseline": {
+        "metavar": "RUN",
+        "help": "an earlier run of the same model: outputs, task metric and suspects must not be worse",
+    },
+    "--max-sqnr-loss": {
+        "metavar": "DB",
+        "type": float,
+        "help": "by how many dB an output may be below the baseline's (default: 0.5)",
+    },
+    "--max-new-suspects": {
+        "metavar": "N",
+        "type": int,
+        "help": "how many layers may be suspect that were not in the baseline (default: 0)",
+    },
+    "--junit": {"metavar": "FILE", "help": "write the checks as JUnit XML"},
+    "--summary": {"metavar": "FILE", "help": "write the checks, scores and suspects as Markdown"},
+    "--html": {"metavar": "FILE", "help": "write the result as one HTML file"},
+    "--csv": {"metavar": "FILE", "help": "write the result as CSV"},
     "--representative-data": {"metavar": "DATA", "help": "samples that calibrate the ranges of activations"},
     "--debug-data": {"metavar": "DATA", "help": "samples that are measured; best other ones than calibrate"},
     "--training-data": {"metavar": "DATA", "help": "samples to train on, best with labels; without, the float model teaches"},
@@ -214,7 +312,7 @@ QUANTIZING = (
 
 
 #: Positional arguments that several verbs share under one name.
-_DESTINATIONS = {"optional_model": "model"}
+_DESTINATIONS = {"optional_model": "model", "model_or_run": "model"}
 
 
 def add_options(parser: argparse.ArgumentParser, names: Iterable[str], **words: str) -> None:

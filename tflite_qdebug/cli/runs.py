@@ -21,6 +21,7 @@ from tflite_qdebug.errors import OptionError, did_you_mean
 from tflite_qdebug.record import Run
 from tflite_qdebug.reports.side_by_side import side_by_side, side_by_side_table, write_side_by_side
 from tflite_qdebug.statistics import ErrorStatistics
+from tflite_qdebug.study import Setup
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> None:
@@ -76,6 +77,7 @@ def _run_here(arguments: argparse.Namespace, screen: Screen, parts: int | bool |
     result = _shown(arguments, screen, folder, runs)
     for node in quantized.float_nodes:
         screen.say(f"{node.op_name} {node.node} stays float: {node.reason}")
+    _write_setup(arguments, folder, "float.tflite", f"{kinds[0]}.tflite", runs)
     provenance = next(iter(runs.values())).provenance
     folder.write_repeat(arguments.words, provenance=provenance, float_nodes=[vars(node) for node in quantized.float_nodes])
     if folder.path is not None:
@@ -86,6 +88,28 @@ def _run_here(arguments: argparse.Namespace, screen: Screen, parts: int | bool |
 def _write_files(folder: Folder, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         folder.write(name, content)
+
+
+def _write_setup(
+    arguments: argparse.Namespace, folder: Folder, float_model: str | None, quantized: str, runs: Mapping[str, Run]
+) -> None:
+    """Writes what the analyses need to go on with the run."""
+    if folder.path is None:
+        return
+    debug_data = arguments.debug_data
+    if debug_data is None:
+        debug_data = "example" if arguments.model == "example" else arguments.representative_data
+    evaluation = arguments.evaluation_data or ("example" if arguments.model == "example" else None)
+    Setup(
+        float_model,
+        quantized,
+        debug_data,
+        evaluation,
+        tuple(arguments.metric or ()),
+        arguments.label_offset,
+        arguments.limit,
+        next(iter(runs.values())).provenance.get("options", {}).get("signature"),
+    ).save(folder.path)
 
 
 def _debug_run(
@@ -127,6 +151,11 @@ def _run_pairs(arguments: argparse.Namespace, screen: Screen, parts: int | bool)
         place = Folder(str(folder.path / as_file_name(name))) if len(models) > 1 and folder.path else folder
         measured[name] = _pair_runs(arguments, screen, place, float_model, opened[name], debug_data, signatures, parts)
         results[name] = _shown(arguments, screen, place, measured[name])
+        if place.path is not None:
+            _write_files(place, {"quantized.tflite": opened[name].data})
+            if float_model is not None:
+                _write_files(place, {"float.tflite": float_model.data})
+            _write_setup(arguments, place, "float.tflite" if float_model else None, "quantized.tflite", measured[name])
     if len(models) > 1:
         results["comparison"] = _compared(screen, folder, {name: next(iter(runs.values())) for name, runs in measured.items()})
     if arguments.evaluation_data is not None:

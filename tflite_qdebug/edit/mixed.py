@@ -19,7 +19,7 @@ from tflite_qdebug.edit.dequantized import dequantize_model, implied_activations
 from tflite_qdebug.edit.flatbuffer import pack, unpack
 from tflite_qdebug.edit.regions import Regions, with_weights
 from tflite_qdebug.edit.twins import SHARED_STATE, OperatorWriter, Source
-from tflite_qdebug.errors import ModelError, OptionError, did_you_mean
+from tflite_qdebug.errors import ModelError, OptionError, completed, did_you_mean
 from tflite_qdebug.match import Graph, Match
 from tflite_qdebug.model import Model, Operator
 
@@ -66,6 +66,7 @@ class MixedModel:
         tensors: Which of its tensors holds each of them.
         references: Which of its tensors holds each of them with all nodes float; the same tensor where nothing before it is
             quantized, empty where that was not asked for.
+        real: ``{value: tensor}`` of those that come out as float32 though the others are integers.
     """
 
     data: bytes
@@ -73,6 +74,7 @@ class MixedModel:
     outputs: tuple[int, ...]
     tensors: tuple[int, ...] = ()
     references: tuple[int, ...] = ()
+    real: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
 
 class MixedModels:
@@ -163,8 +165,19 @@ class MixedModels:
         Raises:
             OptionError: Where there is none, with the nearest names.
         """
-        names = {self.graph.tensor(value).name: node for node in self.nodes[::-1] for value in node.values}
-        names.update({self.floats.graph.tensor(place).name: node for node in self.nodes[::-1] for place in node.places})
+        return self._node_of[self.value(name)]
+
+    def value(self, name: str) -> int:
+        """Returns the output of a node that has that name, in the float or the quantized model; of several the first.
+
+        Raises:
+            OptionError: Where there is none, with the nearest names.
+        """
+        names = {self.graph.tensor(value).name: value for node in self.nodes[::-1] for value in node.values[::-1]}
+        for node in self.nodes[::-1]:
+            places = zip(node.places[::-1], node.values[::-1], strict=True)
+            names.update({self.floats.graph.tensor(place).name: value for place, value in places})
+        name = completed(name, names, "node")
         if name not in names:
             raise OptionError(f"got node {name!r}, which the model has not.{did_you_mean(name, names)}")
         return names[name]
@@ -207,6 +220,7 @@ class MixedModels:
         native: bool = False,
         shapes: Mapping[int, Sequence[int]] | None = None,
         reference: bool = False,
+        real: Collection[int] = (),
     ) -> MixedModel:
         """Puts a model together.
 
@@ -219,6 +233,7 @@ class MixedModels:
             native: Outputs and fed values are as the quantized model has them (integers), instead of float.
             shapes: ``{value: shape}`` of fed values in a sample, where the file leaves them open.
             reference: Also compute each output with all nodes float, on the same inputs.
+            real: With ``native``, values that come out as float32 besides, not rounded where their node is float.
 
         Raises:
             ModelError: Where a value cannot be computed: by shared variables, or values without a counterpart.
@@ -228,7 +243,7 @@ class MixedModels:
         assembly = _Assembly(self, form_of, {*fed, *self.inputs}, native, shapes or {})
         if not fed:
             assembly.feed(self.inputs)
-        return assembly.model(wanted, reference)
+        return assembly.model(wanted, reference, real)
 
     def input_specs(self) -> list[InputSpec]:
         """Returns what a model that is fed the model's inputs as floats expects, in the quantized model's order."""
@@ -257,9 +272,10 @@ class _Assembly(OperatorWriter):
         self._roundings: dict[tuple[int, int], int] = {}
         self._read: dict[tuple[int, int], int] = {}
 
-    def model(self, wanted: Sequence[int], reference: bool) -> MixedModel:
-        self._compute(wanted, self._form_of)
+    def model(self, wanted: Sequence[int], reference: bool, real: Collection[int]) -> MixedModel:
+        self._compute([*wanted, *real], self._form_of)
         tensors = [self._given(value) for value in wanted]
+        floats = {value: self.float_of(value) for value in real}
         references: list[int] = []
         if reference:
             # What is float throughout is computed once for both: a copy on the same inputs is found again.
@@ -269,9 +285,10 @@ class _Assembly(OperatorWriter):
             references = [self.float_of(value) for value in wanted]
         main = self.writer.main
         main.inputs = np.array(list(self._fed_tensors.values()), dtype=np.int32)
-        main.outputs = np.array(list(dict.fromkeys([*tensors, *references])), dtype=np.int32)
+        main.outputs = np.array(list(dict.fromkeys([*tensors, *references, *floats.values()])), dtype=np.int32)
         main.operators = self.appended
-        return MixedModel(pack(self.unpacked), tuple(self._fed_tensors), tuple(wanted), tuple(tensors), tuple(references))
+        data = pack(self.unpacked)
+        return MixedModel(data, tuple(self._fed_tensors), tuple(wanted), tuple(tensors), tuple(references), floats)
 
     def feed(self, values: Iterable[int]) -> None:
         """Makes inputs of values, in this order."""
@@ -388,7 +405,10 @@ class _Assembly(OperatorWriter):
             return self.float_of(root)
         if root in self._as_quantized:
             return self._bridged(self._as_quantized[root], root, index)
-        return self.rounding(root, index)
+        # Rounded as it would be behind a quantized operator, and by whatever rescales it on the way, as TensorFlow's quantizer
+        # does; so it makes no difference whether it comes from here or, rounded, from a model that runs before this one.
+        rounded = self.rounding(root, root) if self._graph.tensor(root).is_quantized else self.float_of(root)
+        return self._bridged(rounded, root, index)
 
     def _bridged(self, tensor: int, root: int, index: int) -> int:
         """Returns ``index`` as the quantized model computes it from a value, with copies of the bridges between."""

@@ -48,7 +48,7 @@ class Regions:
         feeds: dict[int, int] = {}
         for operator in operators:
             for index in operator.inputs:
-                if index >= 0 and not self._graph.is_constant(index):
+                if index >= 0 and not self._graph.is_constant(index) and not self._graph.tensor(index).is_variable:
                     feeds.setdefault(self._graph.root(index), self._entry(index))
         return feeds
 

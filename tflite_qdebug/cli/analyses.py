@@ -1,0 +1,333 @@
+"""The verbs that explain a saved run: sensitivity, accumulated error, distributions, channels, samples, diagnosis, and all."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tflite_qdebug import example
+from tflite_qdebug.cli import runs
+from tflite_qdebug.cli.options import backend_of
+from tflite_qdebug.cli.output import Screen
+from tflite_qdebug.cli.verbs import progress
+from tflite_qdebug.errors import OptionError
+from tflite_qdebug.findings import Findings, Profile
+from tflite_qdebug.reports.charts import save_charts
+from tflite_qdebug.reports.diagnosis import diagnosis_lines
+from tflite_qdebug.reports.html import write_report
+from tflite_qdebug.reports.profiles import channel_table, profile_table, write_channel_csv, write_profile_csv
+from tflite_qdebug.reports.samples import flip_sentence, sample_table, write_samples_csv
+from tflite_qdebug.reports.sensitivity import (
+    curve_table,
+    sensitivity_table,
+    steps_table,
+    write_curves_csv,
+    write_sensitivity_csv,
+    write_steps_csv,
+)
+from tflite_qdebug.study import SETUP, Study
+
+_WORDS = {
+    "node": "one node alone quantized",
+    "weights": "the weights of one node alone quantized",
+    "activation": "the input activations of one node alone quantized",
+    "float": "one node alone left float, all others quantized; the best first",
+}
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+
+
+def _study(arguments: argparse.Namespace) -> Study:
+    """Opens the run that the command line names."""
+    datasets = {"debug": example.debug_dataset, "evaluation": example.evaluation_dataset}
+    given = {
+        f"{which}_dataset": datasets[which] if getattr(arguments, f"{which}_data") == "example" else text
+        for which in datasets
+        if (text := getattr(arguments, f"{which}_data", None)) is not None
+    }
+    return Study.open(
+        arguments.run,
+        **given,
+        metrics=tuple(arguments.metric) if getattr(arguments, "metric", None) else None,
+        label_offset=arguments.label_offset or None,
+        limit=arguments.limit,
+        memory=memory_of(arguments.memory),
+        backend=backend_of(arguments),
+        progress=progress(arguments),
+    )
+
+
+def memory_of(text: str | None) -> int | None:
+    """Returns the bytes that ``800M`` or ``2GB`` stand for.
+
+    Raises:
+        OptionError: For a text that stands for none.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?)b?\s*", text.lower())
+    if found is None or float(found[1]) <= 0:
+        raise OptionError(f"got --memory {text!r}, expected a size such as 800M or 2GB")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def sensitivity(arguments: argparse.Namespace, screen: Screen) -> None:
+    """Measures one node quantized, or left float, at a time."""
+    study = _study(arguments)
+    results = {}
+    for mode in dict.fromkeys(arguments.mode or ["node"]):
+        found = study.sensitivity(
+            mode,
+            nodes=arguments.node or None,
+            output_node=arguments.output_node,
+            metric=arguments.rank_by,
+            task_metrics=_task_metrics(arguments, study),
+            large_is_bad=arguments.lower_is_better or None,
+        )
+        screen.table(*sensitivity_table(found, arguments.count), title=f"{_WORDS[mode]}; {_ran(found.provenance)}")
+        screen.notes(found.notes)
+        some = ".some" if arguments.node or arguments.output_node else ""
+        path = study.folder / "node_sensitivity" / f"{mode}{some}.csv"
+        write_sensitivity_csv(found, path)
+        screen.say(f"all nodes: {path}")
+        results[mode] = sensitivity_data(found)
+    screen.say("the last two columns: between which values, and ranks, 90 % of random choices of the samples lie")
+    screen.result(results)
+
+
+def sensitivity_data(found: Any) -> dict[str, dict[str, Any]]:
+    """Returns ``{node: {metric: value}}``, the most sensitive first; of several outputs the worst one's value."""
+    values = {name: found.errors.worst(name, found.large_is_bad) for name in found.errors.names()}
+    result = {}
+    for position in found.order():
+        entry: dict[str, Any] = {name: float(column[position]) for name, column in values.items()}
+        if found.thresholds:
+            entry.update(threshold=found.thresholds[position], bits=found.bits[position])
+        result[found.nodes[position]] = entry
+    return result
+
+
+def _task_metrics(arguments: argparse.Namespace, study: Study) -> Sequence[str]:
+    """Returns the task metrics that are asked for; those of the run are for its evaluation data, which has labels."""
+    return arguments.metric or ()
+
+
+def _ran(provenance: Mapping[str, Any]) -> str:
+    words = f"{provenance.get('samples')} samples of {provenance.get('debug_dataset')}"
+    return f"{words}; {provenance.get('kernels')} kernels of {provenance.get('runtime')} {provenance.get('runtime_version')}"
+
+
+def curves(arguments: argparse.Namespace, screen: Screen) -> None:
+    """Measures accumulated error."""
+    study = _study(arguments)
+    found = study.curves(
+        [_group(text, "--quantize") for text in arguments.quantize],
+        [_group(text, "--leave-float") for text in arguments.leave_float],
+    )
+    ran = _ran(found[0].run.provenance)
+    screen.table(*curve_table(found), title=f"SQNR in dB at nodes' outputs, against the float model; {ran}")
+    for curve in found:
+        screen.notes(f"{curve.name}: {note}" for note in curve.run.notes)
+    path = study.folder / "accumulate_error" / "curves.csv"
+    write_curves_csv(found, path, average=arguments.average)
+    screen.say(f"all nodes: {path}")
+    metrics = ("sqnr_db", "cosine", "rmse", "max_abs_error")
+    columns = {curve.name: curve.run.columns() for curve in found}
+    screen.result(
+        {name: {"node": own["node"].tolist(), **{key: own[key].tolist() for key in metrics}} for name, own in columns.items()}
+    )
+
+
+def _group(text: str, option: str) -> str | list[str]:
+    """Returns a node's name, or the names of a group given as JSON."""
+    if not text.startswith("["):
+        return text
+    try:
+        names = json.loads(text)
+        if names and all(isinstance(name, str) for name in names):
+            return list(names)
+    except ValueError:
+        pass
+    raise OptionError(f"got {option} {text!r}, expected a name, or a group as a JSON list of names")
+
+
+def steps(arguments: argparse.Namespace, screen: Screen) -> None:
+    """Leaves the most sensitive nodes float, one after another."""
+    study = _study(arguments)
+    found = study.steps(
+        arguments.node or None,
+        metric=arguments.rank_by,
+        threshold=arguments.threshold,
+        most=arguments.most,
+        task_metrics=_task_metrics(arguments, study),
+    )
+    screen.table(*steps_table(found), title=f"nodes left float one after another; {_ran(found.provenance)}")
+    screen.notes(found.notes)
+    if found.met is None:
+        screen.say(f"no step meets {found.metric} {found.threshold:g}")
+    else:
+        screen.say(f"{found.met} nodes in float meet {found.metric} {found.threshold:g} (*)")
+        if found.met:
+            screen.say("  denylisted_nodes=[" + ",\n                    ".join(map(repr, found.nodes[: found.met])) + "]")
+    path = study.folder / "sensitivity_analysis" / "steps.csv"
+    write_steps_csv(found, path)
+    screen.say(f"all steps: {path}")
+    values = {name: found.errors.worst(name).tolist() for name in found.errors.names()}
+    screen.result({"nodes": found.nodes, "met": found.met, "threshold": found.threshold, "bytes": found.sizes, **values})
+
+
+def distribution(arguments: argparse.Namespace, screen: Screen) -> None:
+    """Shows how values are distributed."""
+    study = _study(arguments)
+    found = study.profiles(arguments.node or None)
+    screen.table(*profile_table(found[: None if arguments.node else arguments.count]), title="distributions")
+    path = study.folder / "data_distribution" / ("distributions.csv" if not arguments.node else "distributions.some.csv")
+    write_profile_csv(found, path)
+    screen.say(f"all figures: {path}")
+    _draw(study, screen, found, arguments)
+    screen.result([_figures(profile) for profile in found])
+
+
+def channels(arguments: argparse.Namespace, screen: Screen) -> None:
+    """Shows how the values of each channel are distributed."""
+    study = _study(arguments)
+    nodes = arguments.node or _top_nodes(study)
+    found = [profile for profile in study.profiles(nodes, arguments.axis) if profile.channels is not None]
+    if not found:
+        raise OptionError(f"none of {', '.join(map(repr, nodes))} has channels; give --axis")
+    for number, profile in enumerate(found):
+        screen.table(*channel_table(profile, arguments.count), title=f"{profile.role} of {profile.op_name} {profile.node}")
+        write_channel_csv(profile, study.folder / "channelwise_distribution" / f"{number:03d}_{profile.role}.csv")
+    _draw(study, screen, found, arguments)
+    screen.result([_figures(profile) for profile in found])
+
+
+def _top_nodes(study: Study) -> list[str]:
+    run = study.findings.run
+    return [run.layers[position].node for position in run.worst(count=5)]
+
+
+def _figures(profile: Profile) -> dict[str, Any]:
+    names = ("node", "op_name", "role", "tensor", "low", "high", "scale", "clipped_low", "clipped_high", "integers_used")
+    more = ("integers", "mean", "deviation", "kurtosis", "outliers", "negative", "near_zero", "samples")
+    figures: dict[str, Any] = {name: getattr(profile, name) for name in names + more}
+    if profile.channels is not None:
+        own = profile.channels
+        boxes = ("minimum", "lower", "median", "upper", "maximum", "mean", "deviation")
+        figures["channels"] = {"axis": own.axis, **{name: getattr(own, name).tolist() for name in boxes}}
+        figures["channels"].update(dead=own.dead.tolist(), dominating=own.dominating.tolist(), spread=own.spread)
+    return figures
+
+
+def _draw(study: Study, screen: Screen, profiles: Sequence[Profile], arguments: argparse.Namespace) -> None:
+    if arguments.no_charts:
+        return
+    nodes = list(dict.fromkeys(profile.node for profile in profiles)) if arguments.node else None
+    shown = Findings(study.findings.run, profiles=tuple(profiles), diagnosis=study.findings.diagnosis)
+    paths = save_charts(shown, study.folder, nodes=nodes)
+    screen.say(f"{len(paths)} charts below {study.folder}")
+
+
+def samples(arguments: argparse.Namespace, screen: Screen) -> None:
+    """Shows the samples that differ most."""
+    study = _study(arguments)
+    found = study.samples(arguments.count, arguments.rank_by)
+    screen.table(*sample_table(found), title=f"the samples that differ most; {_ran(found.provenance)}")
+    screen.say(flip_sentence(found))
+    screen.notes(found.notes)
+    path = study.folder / "samples.csv"
+    write_samples_csv(found, path)
+    screen.say(f"as CSV: {path}")
+    screen.result(found)
+
+
+def diagnose(arguments: argparse.Namespace, screen: Screen) -> None:
+    """Says what is wrong."""
+    study = _study(arguments)
+    study.run_with_parts()
+    study.scores()
+    found = study.diagnosis()
+    for line in diagnosis_lines(found, _width()):
+        screen.say(line)
+    screen.result(found)
+
+
+def _width() -> int:
+    return min(shutil.get_terminal_size((100, 24)).columns, 120)
+
+
+def report(arguments: argparse.Namespace, screen: Screen) -> None:
+    """Writes the report."""
+    findings = Findings.load(arguments.run)
+    folder = Path(arguments.run) if Path(arguments.run).is_dir() else Path(arguments.run).parent
+    path = write_report(findings, arguments.output or folder / "report.html")
+    screen.say(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    paths: Sequence[Path] = ()
+    if arguments.charts is not None:
+        paths = save_charts(findings, arguments.charts or folder, nodes=arguments.node or None)
+        screen.say(f"{len(paths)} charts below {arguments.charts or folder}")
+    screen.result({"report": str(path), "charts": [str(path) for path in paths]})
+
+
+def runall(arguments: argparse.Namespace, screen: Screen) -> None:
+    """Makes every analysis, and the report."""
+    place = Path(arguments.model or "")
+    if arguments.model is not None and ((place / SETUP).exists() or place.name == "run.json"):
+        arguments.run = arguments.model
+    else:
+        arguments.run = _run_first(arguments)
+    study = _study(arguments)
+    number = 0
+
+    def say(words: str) -> None:
+        nonlocal number
+        number += 1
+        screen.say(f"{number}. {words}")
+
+    findings = study.all(metric=arguments.rank_by, threshold=arguments.threshold, say=say)
+    _write_tables(study)
+    report_path = write_report(findings, study.folder / "report.html")
+    paths = [] if arguments.no_charts else save_charts(findings, study.folder)
+    screen.say()
+    assert findings.diagnosis is not None
+    for line in diagnosis_lines(findings.diagnosis, _width()):
+        screen.say(line)
+    screen.say(f"report: {report_path}" + (f"; {len(paths)} charts and tables beside it" if paths else ""))
+    screen.result({"report": str(report_path), "diagnosis": findings.diagnosis, "folder": str(study.folder)})
+
+
+def _run_first(arguments: argparse.Namespace) -> str:
+    """Runs the verb ``run``, silently, and returns its folder."""
+    arguments.output = arguments.output or "qdebug"
+    if (Path(arguments.output) / "run.json").exists():
+        raise OptionError(
+            f"{arguments.output} holds a run already; to go on with it, give it in place of the model, else another --output"
+        )
+    if arguments.quantized is not None and len(arguments.quantized) > 1:
+        raise OptionError(f"got {len(arguments.quantized)} quantized models, expected one: each needs a folder of its own")
+    arguments.parts = arguments.parts or "8"
+    quiet = Screen(True)
+    quiet.result = lambda value: None  # type: ignore[method-assign]
+    runs.run(arguments, quiet)
+    return str(arguments.output)
+
+
+def _write_tables(study: Study) -> None:
+    """Writes what the single verbs write."""
+    findings = study.findings
+    writers: list[tuple[str, Callable[[Path], None]]] = [
+        ("accumulate_error/curves.csv", lambda path: write_curves_csv(findings.curves, path)),
+        ("data_distribution/distributions.csv", lambda path: write_profile_csv(findings.profiles, path)),
+    ]
+    for mode, found in findings.sensitivity.items():
+        write_sensitivity_csv(found, study.folder / "node_sensitivity" / f"{mode}.csv")
+    if findings.steps is not None:
+        write_steps_csv(findings.steps, study.folder / "sensitivity_analysis" / "steps.csv")
+    if findings.samples is not None:
+        write_samples_csv(findings.samples, study.folder / "samples.csv")
+    for name, write in writers:
+        write(study.folder / name)

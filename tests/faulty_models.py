@@ -139,6 +139,12 @@ def graded(weights: Weights) -> None:
         values *= 4.0 ** -np.arange(8, dtype=np.float32)
 
 
+def uneven(weights: Weights) -> None:
+    """Half of the channels of ``right`` are 60 times smaller than the others."""
+    for values in weights["right"]:
+        values[..., 4:] /= 60.0
+
+
 def spiked(size: float) -> Callable[[int, int], list[list[np.ndarray]]]:
     """Returns what draws images of which one has one pixel of that size in its first channel."""
 
@@ -165,14 +171,14 @@ def pointwise() -> Any:
 
 
 def swish(size: float) -> Any:
-    """Hard-swish of values of that size, then a dense layer."""
+    """Hard-swish of values of which a quarter has that size, then a dense layer."""
     keras.backend.clear_session()
     image = keras.Input((8, 8, 4), batch_size=1, name="image")
     values = keras.layers.Conv2D(8, 1, name="values")(image)
     active = keras.layers.Activation("hard_silu", name="active")(values)
     model = keras.Model(image, keras.layers.Dense(4, name="head")(keras.layers.Flatten()(active)))
     drawn = _drawn(model, 2)
-    drawn["values"][0] *= size
+    drawn["values"][0][..., :2] *= size
     for name, values_ in drawn.items():
         model.get_layer(name).set_weights(values_)
     return model

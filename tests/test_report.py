@@ -200,7 +200,7 @@ def test_with_a_bare_run_it_says_what_is_missing_and_how_to_make_it(findings: Fi
     run = findings.run
     bare = Findings(Run(run.verify, run.layers, run.statistics))
     words = "".join(text for tag, _, text in Reader(render_report(bare)).texts if tag not in ("script", "style"))
-    for command in ("get-sensitivity-of-nodes", "plot-acc-error", "sensitivity-analysis", "plot-distribution", "runall"):
+    for command in ("sensitivity", "accumulated-error", "sensitivity-analysis", "distribution", "samples", "diagnose", "evaluate"):
         assert f"tflite-qdebug {command}" in words
     assert "The layer with the largest error is CONV_2D" in words
 
@@ -291,8 +291,8 @@ def waited(browser: Any, script: str) -> Any:
 
 
 def first_column(browser: Any, column: int) -> list[str]:
-    script = "return [...document.querySelectorAll('#table tbody tr')].filter(r => !r.hidden).map(r => r.cells[arguments[0]].textContent)"
-    return list(browser.execute_script(script, column))
+    rows = "[...document.querySelectorAll('#table tbody tr')].filter(r => !r.hidden)"
+    return list(browser.execute_script(f"return {rows}.map(r => r.cells[arguments[0]].textContent)", column))
 
 
 def test_it_opens_from_disk_without_an_error_or_a_request(browser: Any, file: str) -> None:

@@ -468,7 +468,10 @@ def _compared(backend: Backend, attempt: Callable[[str], _Trial], layers: Sequen
             notes.append("XNNPACK could not be held against the builtin kernels: {}".format(error))
         return trial, notes  # the builtin kernels cannot run this model at all: nothing to compare with
     note = _kernel_fault(layers, trial.errors, builtin.errors)
-    return (trial, notes) if note is None else (builtin, [*notes, *builtin.notes, note])
+    if note is None:
+        return trial, notes
+    # Other analyses of the same model ask for it: they must not run on those kernels either.
+    return builtin._replace(provenance=dict(builtin.provenance, kernel_fault=True)), [*notes, *builtin.notes, note]
 
 
 def _kernel_fault(layers: Sequence[Layer], xnnpack: np.ndarray, builtin: np.ndarray) -> Optional[str]:

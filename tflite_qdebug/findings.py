@@ -297,8 +297,8 @@ class Profile:
         channels: Of the float values; None where there is no axis of channels.
         quantized_channels: Of the quantized ones; None as well.
         samples: How many samples; 0 for weights.
-        reference: Where the float values come from: ``float model``, or ``dequantized weights`` where there is no float model, or
-            nothing in it is the counterpart.
+        reference: Where the float values come from: ``float model``, or ``dequantized weights`` where there is no float model,
+            or nothing in it is the counterpart.
     """
 
     node: str
@@ -458,7 +458,8 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, np.ndarray):
-        return value.tolist()
+        # More digits than a float32 has would only make the file larger.
+        return [float(f"{entry:.8g}") for entry in value.reshape(-1).tolist()]
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
     if isinstance(value, Mapping):

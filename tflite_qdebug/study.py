@@ -163,6 +163,7 @@ class Study:
             self._check_models()
         else:
             self.findings = Findings(self._measured(), name=self.folder.resolve().name)
+        self._backend = _without_faults(self._backend, self.findings.run)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], **given: Any) -> Study:
@@ -480,6 +481,13 @@ class Study:
 
     def __repr__(self) -> str:
         return f"Study({self.folder}, {len(self.findings.run.layers)} layers)"
+
+
+def _without_faults(backend: Backend, run: Run) -> Backend:
+    """Returns the backend that the run ended up with where the kernels asked for computed nonsense."""
+    if run.provenance.get("kernel_fault") and backend.kernels == "auto" and not backend.delegates:
+        return backend._replace(kernels="builtin")
+    return backend
 
 
 def _data(text: str | None, which: str) -> Any:

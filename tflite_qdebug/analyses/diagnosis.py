@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -70,8 +70,11 @@ def diagnose(findings: Findings) -> Diagnosis:
     layers = gather(findings)
     context = Context(layers, loss.is_lossy, _lossy_part(findings))
     causes = {entry.position: _causes(entry, context) for entry in layers}
-    named = _named(layers, causes, loss.is_lossy)
-    suspects = [_suspect(layers[position], cause) for position in named for cause in causes[position][: T.most_causes]]
+    ranks = _ranks(layers, causes)
+    named = _named(layers, causes, ranks, loss.is_lossy)
+    suspects = [
+        _suspect(layers[position], cause, ranks[position]) for position in named for cause in causes[position][: T.most_causes]
+    ]
     suspects += _inherited(layers, context, named)
     sound = not loss.is_lossy and not suspects
     return Diagnosis(
@@ -123,18 +126,18 @@ def _score_loss(findings: Findings) -> Loss | None:
     before, after = floating.metrics[name], quantized.metrics[name]
     drop = (after - before) if turned else (before - after)
     if not math.isfinite(after):
-        return Loss(True, f"{name} of the quantized model is {after}", (f"{name}: float {figure(before)}",))
+        return Loss(True, f"the {name} of the quantized model is {after}", (f"{name}: float {figure(before)}",))
     if _is_share(name, floating, quantized):
         error = math.sqrt(before * (1.0 - before) / max(scores.samples, 1))
         allowed = max(TOLERATED_POINTS / 100.0, STANDARD_ERRORS * error)
-        change = f"{name} is {percent(after)} against {percent(before)} in float"
+        change = f"its {name} is {percent(after)} against {percent(before)} in float"
         words = (
             f"it loses {figure(100 * drop)} points of {name} ({percent(before)} to {percent(after)})" if drop > 0 else change
         )
-        text = f"{change}, {scores.samples} samples, standard error {figure(100 * error)} points"
+        text = f"{change.removeprefix('its ')}, {scores.samples} samples, standard error {figure(100 * error)} points"
     else:
         allowed = TOLERATED_SHARE * abs(before)
-        words = f"{name} goes from {figure(before)} to {figure(after)}"
+        words = f"the {name} goes from {figure(before)} to {figure(after)}"
         text = f"{name}: {figure(before)} in float, {figure(after)} quantized, {scores.samples} samples"
     notes: tuple[str, ...] = ()
     if 0 < drop <= allowed and _is_share(name, floating, quantized) and drop > TOLERATED_POINTS / 100.0:
@@ -247,9 +250,24 @@ def _explains(entry: LayerEvidence, cause: Cause) -> bool:
     return _explained(entry, cause) > 0.5 * T.dominates
 
 
-def _named(layers: Sequence[LayerEvidence], causes: dict[int, list[Cause]], is_lossy: bool) -> list[int]:
+def _ranks(layers: Sequence[LayerEvidence], causes: Mapping[int, Sequence[Cause]]) -> dict[int, float]:
+    """Returns how much each layer matters: its share, or that of a reader whose weights make up for what it does wrong."""
+    ranks = {entry.position: entry.share for entry in layers}
+    for entry in layers:
+        names = {cause.name for cause in causes[entry.position]}
+        if "not_finite" in names:
+            ranks[entry.position] = 1.0
+        for position in entry.sources if "outlier_channel" in names else ():
+            if any(cause.name == "unbalanced_inputs" for cause in causes[position]):
+                ranks[position] = max(ranks[position], ranks[entry.position])
+    return ranks
+
+
+def _named(
+    layers: Sequence[LayerEvidence], causes: Mapping[int, Sequence[Cause]], ranks: Mapping[int, float], is_lossy: bool
+) -> list[int]:
     """Returns the layers that are suspects, worst first: those that make the loss, and those that are broken anyway."""
-    order = sorted((entry.position for entry in layers), key=lambda position: -layers[position].share)
+    order = sorted((entry.position for entry in layers), key=lambda position: (-ranks[position], position))
     alarming = [position for position in order if any(cause.is_alarming for cause in causes[position])]
     matter: list[int] = []
     if is_lossy:
@@ -265,7 +283,7 @@ def _named(layers: Sequence[LayerEvidence], causes: dict[int, list[Cause]], is_l
     return [position for position in order if position in chosen]
 
 
-def _suspect(entry: LayerEvidence, cause: Cause) -> Suspect:
+def _suspect(entry: LayerEvidence, cause: Cause, rank: float) -> Suspect:
     how = "of the error at the output" + ("" if entry.is_measured else ", by its own error")
     evidence = cause.evidence
     if entry.share > 0 and not any("of what all layers add" in line for line in evidence):
@@ -279,7 +297,7 @@ def _suspect(entry: LayerEvidence, cause: Cause) -> Suspect:
         evidence,
         cause.remedy,
         cause.line,
-        entry.share,
+        rank,
     )
 
 
@@ -292,7 +310,7 @@ def _inherited(layers: Sequence[LayerEvidence], context: Context, named: Sequenc
     if not found:
         return []
     entry, cause = min(found, key=lambda pair: pair[0].parts["accumulated"].sqnr_db)
-    return [dataclasses.replace(_suspect(entry, cause), weight=0.0)]
+    return [_suspect(entry, cause, 0.0)]
 
 
 # -- words -----------------------------------------------------------------------------------------------------------------
@@ -312,8 +330,9 @@ def _verdict(loss: Loss, layers: Sequence[LayerEvidence], suspects: Sequence[Sus
         return f"{where}{more} faulty; {loss.words}."
     shares = np.cumsum(sorted((entry.share for entry in layers), reverse=True))
     needed = int(np.searchsorted(shares, T.explained)) + 1
-    if first.weight >= T.makes_it:
-        return f"{kept}; {percent(first.weight)} of it comes from {where}."
+    share = layers[first.layer].share
+    if share >= T.makes_it:
+        return f"{kept}; {percent(share)} of it comes from {where}."
     return f"{kept}; {needed} of {len(layers)} layers make {percent(T.explained)} of it, first of all {where}."
 
 

@@ -223,11 +223,41 @@ def _shares(findings: Findings, layers: Sequence[LayerEvidence]) -> tuple[np.nda
         by_node = dict(zip(sensitivity.nodes, _normalized(energy).tolist(), strict=True))
         known = np.array([entry.layer.node in by_node for entry in layers])
         shares = np.array([by_node.get(entry.layer.node, 0.0) for entry in layers])
+        _move_to_makers(shares, layers)
     for entry in layers:
         if entry.dictated_by >= 0:  # who dictates the scale answers for what it costs
             shares[entry.dictated_by] += shares[entry.position]
             shares[entry.position] = 0.0
     return shares, known
+
+
+def _move_to_makers(shares: np.ndarray, layers: Sequence[LayerEvidence]) -> None:
+    """Moves measured shares from who shows an error to who makes it.
+
+    A node that is quantized alone reads rounded inputs, so that the reader of a badly rounded value looks as bad as its maker;
+    and the maker of the input of a steep operator looks as bad as that, which is no fault of the maker.
+    """
+    given = shares.copy()
+    for entry in layers:
+        steep = amplification(entry, layers)
+        if steep is not None and steep[1] >= T.amplification * steep[0]:
+            for position in entry.sources:
+                shares[entry.position] += shares[position]
+                shares[position] = 0.0
+            continue
+        makers = [position for position in entry.sources if _is_worse(layers[position], entry)]
+        maker = max(makers, key=lambda position: given[position], default=None)
+        if maker is not None and given[maker] >= 0.5 * given[entry.position]:
+            shares[maker] += shares[entry.position]
+            shares[entry.position] = 0.0
+
+
+def _is_worse(maker: LayerEvidence, reader: LayerEvidence) -> bool:
+    """True where a layer's output is so badly rounded that whoever reads it must err more by that than by itself."""
+    if maker.sqnr_db >= T.small_error_db or "output" not in maker.parts or maker.own is None:
+        return False
+    rounding = maker.parts["output"].rmse ** 2 > T.dominates * maker.own.rmse**2
+    return rounding and reader.sqnr_db >= maker.sqnr_db + 10.0
 
 
 def _dictated_by(entry: LayerEvidence, layers: Sequence[LayerEvidence]) -> int:

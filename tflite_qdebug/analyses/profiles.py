@@ -10,10 +10,11 @@ from tflite_qdebug import edit
 from tflite_qdebug.analyses.layer_error import RealValued
 from tflite_qdebug.analyses.pairs import Pair, confirmed_match, open_pair
 from tflite_qdebug.analyses.value_profiles import Plan, Tracked
-from tflite_qdebug.analyses.weight_profiles import DEQUANTIZED, FLOAT_MODEL, checked_axis, weight_profiles
+from tflite_qdebug.analyses.weight_profiles import checked_axis, weight_profiles
 from tflite_qdebug.collect import Backend
 from tflite_qdebug.datasets import Sample, open_dataset
 from tflite_qdebug.edit import DebugModel
+from tflite_qdebug.edit.pairs import DEQUANTIZED, FLOAT_MODEL
 from tflite_qdebug.errors import DatasetError, OptionError, did_you_mean
 from tflite_qdebug.findings import Profile
 from tflite_qdebug.match import Graph, match_models
@@ -43,9 +44,9 @@ def profile_pair(
     """Returns how the values of a quantized model, and of the float model that it came from, are distributed.
 
     The dataset is gone through once, for all tensors. Each model computes on its own values throughout, so that an error is the
-    accumulated one; variables are set back before each sample. What a sample leaves behind is counted in bins, so that memory does not depend on the number of samples;
-    quartiles of channels and shares of outliers are therefore known to the width of a bin: quartiles to 1/32 of the channel's
-    largest value. Those of weights are exact.
+    accumulated one; variables are set back before each sample. What a sample leaves behind is counted in bins, so that memory
+    does not depend on the number of samples; quartiles of channels and shares of outliers are therefore known to the width of a
+    bin: quartiles to 1/32 of the channel's largest value. Those of weights are exact.
 
     Args:
         float_model: Anything that `load_float_model` takes; None: the quantized model's own dequantized weights stand for it.

@@ -10,7 +10,6 @@ import numpy as np
 from tflite_qdebug.analyses.evidence import Error, LayerEvidence, amplification, bulk, outliers, with_zero
 from tflite_qdebug.analyses.thresholds import T
 from tflite_qdebug.findings import Profile
-from tflite_qdebug.statistics import Histogram
 
 __all__ = ["RULES", "Cause", "Context", "Rule", "bare", "figure", "keep_float", "percent"]
 
@@ -204,8 +203,8 @@ _UNIT = Error(rmse=0.0, rms=1.0, largest=0.0, inner=0.0, bias=0.0)
 @_rule()
 def not_finite(entry: LayerEvidence, context: Context) -> Cause | None:
     """The layer gives NaN or infinity, in float or quantized."""
-    measured = entry.parts.get("accumulated", entry.own)
-    if measured is None or np.isfinite(measured.rmse):
+    first = next((other.position for other in context.layers if _is_broken(other)), None)
+    if entry.position != first:  # those behind it have it from there
         return None
     return Cause(
         "not_finite",
@@ -215,6 +214,11 @@ def not_finite(entry: LayerEvidence, context: Context) -> Cause | None:
         keep_float(entry.layer.node),
         is_alarming=True,
     )
+
+
+def _is_broken(entry: LayerEvidence) -> bool:
+    measured = entry.parts.get("accumulated", entry.own)
+    return measured is not None and not np.isfinite(measured.rmse)
 
 
 @_rule()
@@ -544,30 +548,23 @@ def broken_bias(entry: LayerEvidence, context: Context) -> Cause | None:
     profile, part = entry.weights, entry.parts.get("weights")
     if profile is None or profile.error is None or part is None or entry.own is None or not np.isfinite(part.rmse):
         return None
-    signal, noise = _energy(profile.values), _energy(profile.error)
-    if not signal > 0 or not noise > 0 or part.rmse**2 < T.dominates * entry.own.rmse**2:
+    # Rounded weights cannot give an error that is larger than the values themselves.
+    if part.sqnr_db > T.bias_db or part.rmse**2 < T.dominates * entry.own.rmse**2 or _lost_weights(entry) >= T.lost_weights:
         return None
-    expected = 10.0 * float(np.log10(signal / noise))
-    if part.sqnr_db > min(expected - T.bias_db, T.healthy_layer_db) or broken_weights(entry, context) is not None:
+    if broken_weights(entry, context) is not None:
         return None
     return Cause(
         "broken_bias",
         "Its weights are rounded as they should be, and yet they seem to err: its bias is wrong, or saturated.",
         (
-            f"rounding of the weights explains {figure(expected)} dB SQNR",
-            f"weights and bias together leave {figure(part.sqnr_db)} dB, off by up to {figure(part.largest)} (real units)",
+            f"rounded weights and bias alone leave {figure(part.sqnr_db)} dB SQNR, off by up to {figure(part.largest)} (real units)",
+            f"no weight is off by more than {figure(T.weight_error)} step",
         ),
         "Quantize the model again; a bias that is large against input scale times weight scale does not fit its integers.",
         keep_float(entry.layer.node),
         is_alarming=True,
         part="weights",
     )
-
-
-def _energy(values: Histogram) -> float:
-    """Returns the sum of the squared values, to the width of a bin."""
-    edges = values.edges()
-    return float(values.counts @ np.square(0.5 * (edges[:-1] + edges[1:])))
 
 
 @_rule("profiles", "graph")

@@ -17,8 +17,8 @@ from tflite_qdebug.analyses.kept import Kept
 from tflite_qdebug.analyses.mixed_pair import MixedPair, Task, memory_budget, open_mixed
 from tflite_qdebug.analyses.sweep import FORMS, Pass, Sweep, Variant, plan_sweep
 from tflite_qdebug.collect import Backend, map_samples
-from tflite_qdebug.edit.mixed import MixedModels
 from tflite_qdebug.datasets.sources import IteratorSource
+from tflite_qdebug.edit.mixed import MixedModels
 from tflite_qdebug.errors import DatasetError, InterpreterError, OptionError, did_you_mean
 from tflite_qdebug.findings import MODES, Sensitivity
 from tflite_qdebug.interpreter import Interpreter
@@ -97,8 +97,8 @@ def sensitivity(
     sweep = plan_sweep(models, mode, nodes, outputs, mixed.shapes, memory_budget(memory) // backend.worker_count())
     if len(sweep.passes) > 1 and isinstance(mixed.dataset.source, IteratorSource):
         raise DatasetError(
-            f"got an iterator, which is good for one pass; within the memory budget it takes {len(sweep.passes)}. Pass a function "
-            "that returns a new iterator each time it is called, or allow more memory"
+            f"got an iterator, which is good for one pass; within the memory budget it takes {len(sweep.passes)}. Pass a "
+            "function that returns a new iterator each time it is called, or allow more memory"
         )
     runner = _Runner(mixed, sweep, mode, Task(functions, label_offset), backend, progress)
     kept = Kept(None if saved is None else Path(saved), runner.key())
@@ -174,8 +174,9 @@ class _Runner:
             errors = self._run_pass(number, part, kept)
             if found is not None and not np.array_equal(found.weights, errors.weights):
                 raise InterpreterError(
-                    f"{found.samples} samples went through the first {number} passes, {errors.samples} through the next, so that "
-                    f"their nodes cannot be ranked together: {'; '.join(self.notes)}. Leave such samples out, or allow more memory"
+                    f"{found.samples} samples went through the first {number} passes, {errors.samples} through the next, so "
+                    f"that their nodes cannot be ranked together: {'; '.join(self.notes)}. Leave such samples out of the "
+                    "dataset, or allow more memory"
                 )
             found = errors if found is None else found.joined(errors)
         assert found is not None

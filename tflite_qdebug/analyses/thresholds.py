@@ -51,8 +51,8 @@ class Thresholds:
     dominates: float = 0.5
     #: Steps. Rounded weights are at most half a step off; a whole one is no rounding.
     weight_error: float = 1.0
-    #: dB. Sums of rounded weights err as the weights do; that a layer is so much worse than they are, they cannot explain.
-    bias_db: float = 15.0
+    #: dB. Rounded weights give an error smaller than the values; one of twice their energy comes of the bias.
+    bias_db: float = -3.0
     #: Steps, RMS. Clipping hurts where it exceeds what rounding makes anyway: 0.29 steps, and its double for good measure.
     clipping: float = 0.58
     #: Steps. A kernel that rounds at each of its stages is off by one or two; no sound kernel is by four.

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from tflite_qdebug.analyses.layer_error import RealValued
-from tflite_qdebug.analyses.weight_profiles import FLOAT_MODEL, SHOWN_BINS
+from tflite_qdebug.analyses.weight_profiles import SHOWN_BINS
 from tflite_qdebug.collect import Backend, map_samples
 from tflite_qdebug.datasets import Sample
+from tflite_qdebug.edit.pairs import FLOAT_MODEL
 from tflite_qdebug.errors import DatasetError, InterpreterError, ModelError
 from tflite_qdebug.findings import Channels, Profile
 from tflite_qdebug.interpreter import Interpreter

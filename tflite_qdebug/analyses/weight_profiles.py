@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tflite_qdebug.edit.pairs import DEQUANTIZED, FLOAT_MODEL
 from tflite_qdebug.errors import ModelError, OptionError
 from tflite_qdebug.findings import Channels, Profile
 from tflite_qdebug.kernels import scan_values
@@ -32,7 +33,6 @@ _AXES = {
     "UNIDIRECTIONAL_SEQUENCE_RNN": 0,
     "SVDF": 0,
 }
-DEQUANTIZED, FLOAT_MODEL = "dequantized weights", "float model"
 
 
 def checked_axis(axis: int, shape: tuple[int, ...], what: str) -> int:

@@ -291,13 +291,21 @@ def runall(arguments: argparse.Namespace, screen: Screen) -> None:
     findings = study.all(metric=arguments.rank_by, threshold=arguments.threshold, say=say)
     _write_tables(study)
     report_path = write_report(findings, study.folder / "report.html")
-    paths = [] if arguments.no_charts else save_charts(findings, study.folder)
+    paths = [] if arguments.no_charts else save_charts(findings, study.folder, nodes=_charted(findings))
     screen.say()
     assert findings.diagnosis is not None
     for line in diagnosis_lines(findings.diagnosis, _width()):
         screen.say(line)
     screen.say(f"report: {report_path}" + (f"; {len(paths)} charts and tables beside it" if paths else ""))
     screen.result({"report": str(report_path), "diagnosis": findings.diagnosis, "folder": str(study.folder)})
+
+
+def _charted(findings: Findings) -> list[str]:
+    """Returns the nodes whose distributions are drawn: the five most sensitive of each kind, and the suspects."""
+    nodes = [found.nodes[position] for found in findings.sensitivity.values() for position in found.order()[:5]]
+    suspects = findings.diagnosis.suspects if findings.diagnosis is not None else ()
+    known = {profile.node for profile in findings.profiles}
+    return [node for node in dict.fromkeys([*nodes, *(suspect.node for suspect in suspects)]) if node in known]
 
 
 def _run_first(arguments: argparse.Namespace) -> str:

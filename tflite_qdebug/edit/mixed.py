@@ -18,6 +18,7 @@ from tflite_qdebug.datasets import InputSpec
 from tflite_qdebug.edit.dequantized import dequantize_model, implied_activations, refuse_compiled
 from tflite_qdebug.edit.flatbuffer import pack, unpack
 from tflite_qdebug.edit.regions import Regions, with_weights
+from tflite_qdebug.edit.subgraphs import reachable_subgraphs, referenced_subgraphs
 from tflite_qdebug.edit.twins import SHARED_STATE, OperatorWriter, Source
 from tflite_qdebug.errors import ModelError, OptionError, completed, did_you_mean
 from tflite_qdebug.match import Graph, Match
@@ -140,11 +141,23 @@ class MixedModels:
                     values,
                     places,
                     self.regions.feeds(region),
-                    any(map(self.regions.is_quantized, region)),
+                    any(map(self._is_quantized, region)),
                     any(map(self.regions.reads_reduced_constant, region)),
                 )
             )
         return tuple(nodes)
+
+    def _is_quantized(self, operator: Operator) -> bool:
+        regions = self.regions
+        return regions.is_quantized(operator) or regions.reads_quantized(operator) or self._calls_quantized(operator)
+
+    def _calls_quantized(self, operator: Operator) -> bool:
+        """True for a loop or a branch inside of which something is quantized."""
+        unpacked, model = self.quantized.unpacked, self.graph.model
+        table = unpacked.subgraphs[self.graph.subgraph.index].operators[operator.index]
+        called = reachable_subgraphs(unpacked, referenced_subgraphs(table))
+        tensors = (tensor for index in called for tensor in model.subgraphs[index].tensors)
+        return any(tensor.is_quantized or (tensor.is_constant and tensor.dtype == np.float16) for tensor in tensors)
 
     @functools.cached_property
     def dequantized(self) -> Source:

@@ -27,6 +27,11 @@ class Regions:
             return True
         return self._graph.computes(operator) and self.reads_reduced_constant(operator)
 
+    def reads_quantized(self, operator: Operator) -> bool:
+        """True where an operator reads integers that stand for real numbers; ARG_MAX gives none, but may give another index."""
+        read = (index for index in operator.inputs if index >= 0 and not self._graph.is_constant(index))
+        return any(self._graph.tensor(index).is_quantized for index in read)
+
     def reads_reduced_constant(self, operator: Operator) -> bool:
         """True where a constant that an operator reads has fewer bits than float32."""
         constants = (self._graph.tensor(self._graph.root(index)) for index in operator.inputs if index >= 0)

@@ -207,7 +207,12 @@ def _smoothed(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def accumulated_error(
-    curves: Sequence[Curve], metric: str = "sqnr_db", running_mean: int = 0, marked: Iterable[str] = (), title: str = ""
+    curves: Sequence[Curve],
+    metric: str = "sqnr_db",
+    running_mean: int = 0,
+    marked: Iterable[str] = (),
+    title: str = "",
+    order: Sequence[str] = (),
 ) -> Any:
     """Returns the accumulated error of every node in execution order, one line per curve.
 
@@ -217,6 +222,7 @@ def accumulated_error(
         running_mean: Show the mean over so many nodes, a node and those before it; 0 or 1: none.
         marked: Names of nodes to ring on the first curve.
         title: Instead of the chart's own.
+        order: Names of a run's layers, so that a node stands where the run's table has it; the curves may have fewer.
 
     Raises:
         OptionError: Without a curve, or for a metric that a run does not have.
@@ -224,7 +230,7 @@ def accumulated_error(
     altair = _altair()
     if not curves:
         raise OptionError("got no curve of accumulated error, expected at least one")
-    places = _joint_order([[layer.node for layer in curve.run.layers] for curve in curves])
+    places = _joint_order([order, *([layer.node for layer in curve.run.layers] for curve in curves)])
     names = list(dict.fromkeys(curve.name for curve in curves))
     rows = [row for curve in curves for row in _curve_rows(curve, metric, running_mean, places)]
     chosen = set(marked)
@@ -289,7 +295,7 @@ def layer_errors(run: Run, marked: Iterable[str] = ()) -> Any:
     altair = _altair()
     columns, criterion, chosen = run.columns(), run.default_criterion, set(marked)
     term = GLOSSARY[criterion]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "position": position,
             "node": layer.node,
@@ -427,7 +433,7 @@ def sensitivity_steps(steps: Steps, metric: str | None = None) -> Any:
     altair = _altair()
     metric = metric or steps.metric
     values, low, high = worst_output(steps.errors, metric, None)
-    sizes = list(steps.sizes) or [None] * len(values)
+    sizes: list[int | None] = list(steps.sizes) or [None] * len(values)
     names = ["", *steps.nodes]
     rows = [
         {
@@ -436,7 +442,7 @@ def sensitivity_steps(steps: Steps, metric: str | None = None) -> Any:
             "low": _plain(low[step]),
             "high": _plain(high[step]),
             "node": names[step] or "none: all quantized",
-            "size": None if sizes[step] is None else f"{sizes[step] / 1e3:,.0f} kB",
+            "size": f"{size / 1e3:,.0f} kB" if (size := sizes[step]) is not None else None,
             "met": step == steps.met,
         }
         for step in range(len(values))
@@ -473,6 +479,10 @@ def sensitivity_steps(steps: Steps, metric: str | None = None) -> Any:
         subtitle = f"dashed line: threshold {number(steps.threshold, 4)}, {met}; {subtitle}"
         ring = base.mark_point(color=GREEN, filled=False, size=260, strokeWidth=3).encode(y=y)
         layers.append(ring.transform_filter(altair.datum.met))
+    if metric in steps.float_metrics:
+        goal = altair.Chart(_data([{"y": _plain(steps.float_metrics[metric])}]))
+        layers.append(goal.mark_rule(color=GREEN, strokeDash=[2, 2], strokeWidth=2).encode(y="y:Q"))
+        subtitle = f"dotted line: the float model, {number(steps.float_metrics[metric], 4)}; {subtitle}"
     shown = GLOSSARY[metric].name if metric in GLOSSARY else metric
     return _sized(altair.layer(*layers), _titled(f"{shown} as sensitive nodes are left float", subtitle))
 
@@ -875,7 +885,8 @@ def all_charts(findings: Findings, nodes: Sequence[str] | None = None) -> Iterat
         yield f"node_sensitivity/{mode}", sensitivity_bars(sensitivity)
     curves = known_curves(findings)
     if curves:
-        yield "accumulate_error/curves", accumulated_error(curves, marked=suspects)
+        order = [layer.node for layer in findings.run.layers]
+        yield "accumulate_error/curves", accumulated_error(curves, marked=suspects, order=order)
     if findings.steps is not None:
         for metric in dict.fromkeys((findings.steps.metric, *findings.steps.errors.task_metrics)):
             yield f"sensitivity_analysis/{_safe(metric)}", sensitivity_steps(findings.steps, metric)

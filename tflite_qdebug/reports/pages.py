@@ -19,13 +19,13 @@ __all__ = ["COMMANDS", "Page", "Report", "describe"]
 
 #: Which command makes a part that is missing.
 COMMANDS = {
-    "diagnosis": "tflite-qdebug runall",
+    "diagnosis": "tflite-qdebug diagnose",
     "scores": "tflite-qdebug evaluate",
-    "sensitivity": "tflite-qdebug get-sensitivity-of-nodes",
-    "curves": "tflite-qdebug plot-acc-error",
+    "sensitivity": "tflite-qdebug sensitivity",
+    "curves": "tflite-qdebug accumulated-error",
     "steps": "tflite-qdebug sensitivity-analysis",
-    "profiles": "tflite-qdebug plot-distribution",
-    "samples": "tflite-qdebug worst-samples",
+    "profiles": "tflite-qdebug distribution",
+    "samples": "tflite-qdebug samples",
 }
 _MODES = {
     "node": "One node alone quantized",
@@ -196,7 +196,9 @@ def describe(findings: Findings, pages: int = 20) -> Report:
     curves = charts.known_curves(findings)
     suspects = [suspect.node for suspect in diagnosis.suspects] if diagnosis else []
     culprits = tuple(_culprits(view))
-    columns = tuple(view.table_columns())
+    # A layer that only hands on the error of another names that one in its line.
+    to_blame = [culprit.link.node for culprit in culprits if any(repr(culprit.link.node) in c.line for c in culprit.causes)]
+    columns, order = tuple(view.table_columns()), [layer.node for layer in findings.run.layers]
     return Report(
         title=findings.name,
         facts=tuple(_facts(findings.run)),
@@ -206,8 +208,10 @@ def describe(findings: Findings, pages: int = 20) -> Report:
         tiles=tuple(_tiles(findings)),
         culprits=culprits,
         culprits_title="The layers that matter" if suspects else "The layers with the largest error",
-        denylist=_denylist([culprit.link.node for culprit in culprits]) if suspects else "",
-        curve=_chart(charts.accumulated_error(curves, marked=suspects)) if curves and findings.run.layers else None,
+        denylist=_denylist(to_blame) if to_blame else "",
+        curve=_chart(charts.accumulated_error(curves, marked=suspects, order=order))
+        if curves and findings.run.layers
+        else None,
         layer_chart=_chart(charts.layer_errors(findings.run, suspects)) if findings.run.layers else None,
         columns=columns,
         rows=tuple(view.rows(columns)),
@@ -247,7 +251,7 @@ class _View:
         for place, layer in enumerate(self.run.layers):
             self.places.setdefault(layer.node, place)
         names = [*self.places, *(node for entry in findings.graph for node in entry.nodes)]
-        self.labels = charts.short_labels(names, 52)
+        self.labels = charts.short_labels(names, 46)
         suspects = findings.diagnosis.suspects if findings.diagnosis else ()
         self.causes: dict[str, list[Suspect]] = {}
         for suspect in suspects:
@@ -300,7 +304,7 @@ class _View:
         lines = [suspect.line for suspect in self.causes.get(node, ()) if suspect.line]
         return Page(
             link=self.link(node),
-            causes=tuple(_cause(suspect) for suspect in self.causes.get(node, ())),
+            causes=tuple(_causes(self.causes.get(node, ()))),
             line=_denylist([node]) if _denylist([node]) not in lines else "",
             figures=tuple((title, tuple(found)) for title, found in self.figures(place, profiles, entry) if found),
             facts=tuple(self.facts(place, entry)),
@@ -400,6 +404,14 @@ def _words(cause: str) -> str:
     return cause.replace("_", " ")
 
 
+def _causes(suspects: Sequence[Suspect]) -> Iterator[Cause]:
+    """Yields the causes of one layer; what is to be copied stands once."""
+    lines = set()
+    for suspect in suspects:
+        yield dataclasses.replace(_cause(suspect), line="" if suspect.line in lines else suspect.line)
+        lines.add(suspect.line)
+
+
 def _cause(suspect: Suspect) -> Cause:
     return Cause(_words(suspect.cause), suspect.words, suspect.remedy, tuple(suspect.evidence), suspect.line)
 
@@ -456,9 +468,7 @@ def _tiles(findings: Findings) -> Iterator[Tile]:
     if findings.run.layers:
         criterion = findings.run.default_criterion
         bad = int((columns[criterion] > 1.0).sum())
-        yield Tile(
-            "Layers that err by more than a step", None, figure("layers", bad), f"of {len(findings.run.layers)} layers", bad > 0
-        )
+        yield Tile("Layers off by over a step", None, figure("layers", bad), f"of {len(findings.run.layers)} layers", bad > 0)
 
 
 def _score_tiles(findings: Findings) -> Iterator[Tile]:
@@ -533,6 +543,9 @@ def _outputs_section(view: _View) -> Section:
     run = view.run
     if not run.whole:
         return Section("outputs", "At the outputs", words, missing="The run did not compare whole models.")
+    measured = max(statistics.samples for statistics in run.whole.values())
+    if measured != run.statistics.samples:
+        words += f" Over the first {measured} of {run.statistics.samples} samples."
     kinds = {"quantized": "all", "weights": "weights alone", "activations": "activations alone"}
     keys = ("sqnr_db", "cosine", "rmse", "max_abs_error")
     rows = [
@@ -624,11 +637,13 @@ def _curves_section(view: _View) -> Section:
     curves = charts.known_curves(view.findings)
     if not curves:
         return Section("curves", "Accumulated error", words, missing=_missing("curves", "It was not measured."))
-    count = len(view.run.layers)
-    drawn = [_chart(charts.accumulated_error(curves, metric="cosine", title="Accumulated error: cosine at each node's output"))]
-    if count >= 10:
-        width = max(3, count // 12)
-        drawn.insert(0, _chart(charts.accumulated_error(curves, running_mean=width)))
+    order = [layer.node for layer in view.run.layers]
+    drawn = [
+        _chart(charts.accumulated_error(curves, "cosine", title="Accumulated error: cosine at each node's output", order=order))
+    ]
+    if len(order) >= 10:
+        width = max(3, len(order) // 12)
+        drawn.insert(0, _chart(charts.accumulated_error(curves, running_mean=width, order=order)))
     notes = tuple(dict.fromkeys(note for curve in curves for note in curve.run.notes if curve.run is not view.run))
     return Section("curves", "Accumulated error", words, tuple(drawn), (), notes)
 

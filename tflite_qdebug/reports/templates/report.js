@@ -113,7 +113,8 @@
     document.getElementById("nothing").hidden = shown > 0;
     say(count.textContent);
   };
-  [filter, operator, suspects].forEach((control) => control.addEventListener("input", apply));
+  // Some browsers tell of a choice in a list by one of the two events only.
+  for (const control of [filter, operator, suspects]) for (const event of ["input", "change"]) control.addEventListener(event, apply);
   body.addEventListener("click", (event) => {
     const link = event.target.closest("tr").querySelector("a");
     if (link && !event.target.closest("a") && !String(getSelection())) location.hash = link.hash;

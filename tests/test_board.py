@@ -64,20 +64,23 @@ def test_importing_the_package_loads_numpy_and_nothing_heavier() -> None:
 def test_statistics_work_with_everything_heavy_blocked() -> None:
     code = """
 import numpy as np
-from tflite_qdebug.kernels import COLUMNS, arguments, measure_pair
+from tflite_qdebug.kernels import COLUMNS, RELATIVE_COLUMNS, arguments, measure_pair, measure_relative
 from tflite_qdebug.record import Layer, Run
 from tflite_qdebug.statistics import ErrorStatistics, SampleSums
 name, measure = measure_pair()
 row = np.zeros((1, COLUMNS))
-measure(np.array([1, 2, 127], np.int8), np.array([0.5, 1.0, 60.0], np.float32), *arguments(0.5, 0, -128, 127, 8), row[0])
+pair = np.array([1, 2, 127], np.int8), np.array([0.5, 1.0, 60.0], np.float32), *arguments(0.5, 0, -128, 127, 8)
+measure(*pair, row[0])
+relative = np.zeros((1, RELATIVE_COLUMNS))
+measure_relative()(*pair, relative[0])
 statistics = ErrorStatistics(1)
-statistics.add(0, SampleSums(row))
+statistics.add(0, SampleSums(row, relative))
 run = Run("per_layer", [Layer("a", "ADD", 0, "a", 0, 1, (3,), "int8", 0.5, 0, "NumericVerify/a:0")], statistics)
-print(name, run.columns()["max_abs_error"][0], run.columns()["saturated_high"][0])
+print(name, *(run.columns()[column][0] for column in ("max_abs_error", "saturated_high", "mre")))
 """
     done = python(BLOCKER + code)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["numpy", "3.5", str(1 / 3)]
+    assert done.stdout.split() == ["numpy", "3.5", str(1 / 3), str(3.5 / 60 / 3)]
 
 
 def board_files() -> list[Path]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from models import calibrated
 
-from tflite_qdebug import collect, edit
+from tflite_qdebug import collect, edit, kernels
 from tflite_qdebug.collect import Backend, LayerMetrics, collect_layer_errors, map_samples
 from tflite_qdebug.conversion import CalibratedModel
 from tflite_qdebug.datasets import Sample
@@ -155,6 +155,45 @@ def test_sums_by_hand_of_every_layer() -> None:
         if np.sqrt((error**2).mean()) > 10 * unit:  # else it is float32's rounding alone
             worst = int(np.argmax([(part**2).mean() for part in errors]))
             assert result.statistics.worst_sample[position] == worst
+
+
+@pytest.mark.parametrize("kind", ["int8", "int16x8", "dynamic_range"])
+@pytest.mark.parametrize("statistics", ["numpy", "fastest"])
+def test_relative_errors_by_hand_of_every_layer(kind: str, statistics: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if statistics == "numpy":
+        monkeypatch.setattr(collect, "measure_relative", lambda: kernels._relative_with_numpy)
+    model, dataset = debug_model("mixed", kind), numbered(models.samples("mixed", 3))
+    result = collected(model, dataset, metrics=LayerMetrics(relative=True))
+    zeros = 0
+    for position, layer in enumerate(model.layers):
+        total, present = 0.0, 0
+        for sample in dataset:
+            interpreter = models.run(model.data, sample.inputs)
+            signal = interpreter.get_tensor(layer.float_idx).astype(np.float64).reshape(-1)
+            values = interpreter.get_tensor(layer.tensor_idx).astype(np.float64).reshape(-1)
+            if layer.scale is not None:
+                values = (values - layer.zero_point) * layer.scale
+            chosen = signal != 0
+            zeros += int((~chosen).sum())
+            total += (np.abs(values - signal)[chosen] / np.abs(signal[chosen])).sum()
+            present += int(chosen.sum())
+        assert result.statistics.relative_sums[position, 1] == present
+        # Float values near zero have the error's rounding in float32 above them: hence no closer.
+        assert result.statistics.mre[position] == pytest.approx(total / present, rel=1e-3, abs=1e-6)
+    assert zeros, "some float value of some layer is to be zero"
+
+
+def test_relative_errors_do_not_depend_on_the_workers_and_change_nothing_else() -> None:
+    dataset = numbered(models.samples("mixed", 7))
+    metrics = LayerMetrics(relative=True)
+    alone = collected(debug_model(), dataset, Backend(workers=1), metrics)
+    same(collected(debug_model(), dataset, Backend(workers=2), metrics).statistics, alone.statistics)
+    assert alone.statistics.has_relative_errors
+    plain = collected(debug_model(), dataset, Backend(workers=1)).statistics
+    assert not plain.has_relative_errors
+    without = alone.statistics.to_dict()
+    del without["relative_sums"]
+    assert plain.to_dict() == without
 
 
 def test_memory_does_not_grow_with_the_samples() -> None:

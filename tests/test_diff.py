@@ -58,7 +58,7 @@ def test_scores_and_outputs_by_hand() -> None:
     outputs = {(c.name, c.quantity): (c.old, c.new) for c in result.outputs}
     assert outputs["output", "sqnr_db"] == (pytest.approx(20.0), pytest.approx(26.0))
     assert result.sentence == (
-        "1 layers are better, 1 worse, 1 as they were; top_1 of the quantized model goes from 0.8000 to 0.8800; "
+        "layers: 1 better, 1 worse, 1 as they were; top_1 of the quantized model goes from 0.8000 to 0.8800; "
         "SQNR of output 'output' goes from 20.00 to 26.00 dB"
     )
 
@@ -190,7 +190,7 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["diff", str(tmp_path / "old"), str(tmp_path / "new")]
     assert main([*words, "--html", str(tmp_path / "diff.html"), "--csv", str(tmp_path / "diff.csv"), "--count", "2"]) == 0
     printed = capsys.readouterr().out
-    assert "1 layers are better, 1 worse" in printed
+    assert "layers: 1 better, 1 worse" in printed
     assert "the 2 layers that changed most" in printed
     assert (tmp_path / "diff.html").exists()
     assert (tmp_path / "diff.csv").exists()

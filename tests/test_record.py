@@ -219,6 +219,37 @@ def test_columns_by_hand() -> None:
     assert columns["num_elements"].tolist() == [2 * COUNT, 2 * COUNT]
 
 
+def test_the_mean_relative_error_ranks_where_it_was_measured_and_is_refused_elsewhere() -> None:
+    layers = three_layers()
+    run = run_of([(0, sample(0.25, 1.0, 0.5))], layers)
+    assert run.columns()["mse"].tolist() == [0.0625, 1.0, 0.25]
+    assert np.isnan(run.columns()["mre"]).all()
+    with pytest.raises(OptionError, match="criterion 'mre', which was not measured"):
+        run.worst("mre")
+    with pytest.raises(OptionError, match="metric 'mre', which was not measured"):
+        run.numbers("mre", "metric")
+    measured = sample(0.25, 1.0, 0.5)
+    measured.relative_sums = np.array([[8.0, 16.0], [2.0, 32.0], [0.0, 0.0]])  # of the last all float values are 0
+    ranked = run_of([(0, measured)], layers)
+    np.testing.assert_array_equal(ranked.columns()["mre"], [0.5, 0.0625, math.nan])
+    assert ranked.worst("mre") == [0, 1, 2]
+    assert ranked.worst("mse") == [1, 2, 0]
+    assert ranked.numbers("rmse").tolist() == [0.25, 1.0, 0.5]
+
+
+def test_a_run_saved_before_there_was_a_relative_error_loads(tmp_path: Path) -> None:
+    measured = sample(0.25)
+    measured.relative_sums = np.array([[8.0, 16.0]])
+    fields = run_of([(0, measured)], [layer("a")]).to_dict()
+    assert Run.from_dict(fields).columns()["mre"].tolist() == [0.5]
+    del fields["statistics"]["relative_sums"]
+    (tmp_path / "run.json").write_text(json.dumps(fields))
+    loaded = Run.load(tmp_path / "run.json")
+    assert np.isnan(loaded.columns()["mre"]).all()
+    assert loaded.columns()["rmse"].tolist() == [0.25]
+    assert np.isnan((loaded + run_of([(1, measured)], [layer("a")])).columns()["mre"]).all()
+
+
 def test_tensorflow_statistics_are_means_over_samples() -> None:
     run = run_of([(0, sample(0.25, peak=1.0)), (1, sample(0.75, peak=3.0))], [layer("a")], metrics={"mine": np.array([9.0])})
     row = run.tensorflow_statistics()["NumericVerify/a:1"]

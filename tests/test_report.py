@@ -200,7 +200,15 @@ def test_with_a_bare_run_it_says_what_is_missing_and_how_to_make_it(findings: Fi
     run = findings.run
     bare = Findings(Run(run.verify, run.layers, run.statistics))
     words = "".join(text for tag, _, text in Reader(render_report(bare)).texts if tag not in ("script", "style"))
-    for command in ("sensitivity", "accumulated-error", "sensitivity-analysis", "distribution", "samples", "diagnose", "evaluate"):
+    for command in (
+        "sensitivity",
+        "accumulated-error",
+        "sensitivity-analysis",
+        "distribution",
+        "samples",
+        "diagnose",
+        "evaluate",
+    ):
         assert f"tflite-qdebug {command}" in words
     assert "The layer with the largest error is CONV_2D" in words
 
@@ -214,6 +222,12 @@ def test_a_run_without_layers_and_one_of_nan_are_reported(findings: Findings) ->
     assert "NaN" not in re.sub(
         r"<script.*?</script>", "", render_report(Findings(Run("per_layer", run.layers, broken))), flags=re.DOTALL
     )
+
+
+def test_two_layers_of_one_name_have_a_page_each(findings: Findings) -> None:
+    twins = made_findings.renamed(findings.run, {7: findings.run.layers[5].node})
+    identifiers = re.findall(r'<article class="page" id="(layer-\d+)"', render_report(Findings(twins)))
+    assert sorted(identifiers) == sorted(f"layer-{place}" for place in range(len(twins.layers)))
 
 
 def test_a_sound_model_is_called_sound(findings: Findings) -> None:
@@ -235,6 +249,11 @@ def test_it_is_written_whole_or_not_at_all(findings: Findings, tmp_path: Path) -
 def test_its_size_stays_within_bounds(report: str) -> None:
     assert len(report.encode()) < 3e6
     assert len(render_report(made_findings.many(1000)).encode()) < 7e6
+    network = made_findings.many(112)  # as many as MobileNetV3-Small has, with as many channels as its widest
+    profiles = [
+        made_findings.profile_of(layer, role, channels=576) for layer in network.run.layers for role in ("weights", "output")
+    ]
+    assert len(render_report(dataclasses.replace(network, profiles=tuple(profiles))).encode()) < 6e6
 
 
 # ------------------------------------------------------------------------------------------------------------ in a browser

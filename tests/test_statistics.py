@@ -173,6 +173,97 @@ def test_values_at_the_ends_are_counted(measure: Callable[..., Any]) -> None:
     assert statistics.range_used(np.array([256.0]))[0] == 1.0
 
 
+# -------------------------------------------------------------------------------------------------------- relative error
+
+
+def relative_loops() -> list[Any]:
+    found = [pytest.param(kernels._relative_with_numpy, id="numpy")]
+    if kernels.measure_relative() is not kernels._relative_with_numpy:
+        found.append(pytest.param(kernels.measure_relative(), id="numba"))
+    return found
+
+
+def relative(
+    values: np.ndarray,
+    reference: np.ndarray,
+    scale: float = SCALE,
+    zero_point: float = ZERO_POINT,
+    measure: Callable[..., Any] = kernels._relative_with_numpy,
+) -> np.ndarray:
+    limits = (0, 0) if values.dtype.kind == "f" else (np.iinfo(values.dtype).min, np.iinfo(values.dtype).max)
+    row = np.full(kernels.RELATIVE_COLUMNS, 7.0)  # what stood there before must not matter
+    measure(values, reference, *kernels.arguments(scale, zero_point, int(limits[0]), int(limits[1]), 8), row)
+    return row
+
+
+def with_zeros(count: int, dtype: Any, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `pair`, with a third of the float values zero, and none nearer to it than a tenth of a step."""
+    values, reference = pair(count, dtype, seed)
+    reference[np.abs(reference) < SCALE / 10] = SCALE
+    reference[::3] = 0.0
+    reference[1::7] *= -1.0
+    return values, reference
+
+
+@pytest.mark.parametrize("measure", relative_loops())
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.float32])
+@pytest.mark.parametrize("count", [0, 1, 2, 4095, 4096, 4097, 70000])
+def test_relative_errors_are_those_of_float64_arithmetic(measure: Callable[..., Any], dtype: Any, count: int) -> None:
+    values, reference = with_zeros(count, dtype, seed=count)
+    scale, zero_point = (1.0, 0.0) if dtype is np.float32 else (SCALE, ZERO_POINT)
+    row = relative(values, reference, scale, zero_point, measure)
+    present = reference != 0
+    size = np.abs(reference[present].astype(np.float64))
+    real = (values[present].astype(np.float64) - zero_point) * np.float64(np.float32(scale))
+    ratios = np.abs(real - reference[present]) / size
+    # The error is known to a unit of the larger value in float32, and its ratio to that over the float value.
+    unit = 2.0**-22 * (np.maximum(np.abs(real), np.abs(zero_point * scale)) / size + 1.0)
+    assert row[1] == len(size) == count - len(range(0, count, 3))
+    assert row[0] == pytest.approx(ratios.sum(), abs=unit.sum() + 1e-12)
+    if count > 2:
+        assert unit.sum() < 1e-3 * ratios.sum(), "the test would notice nothing"
+
+
+@pytest.mark.parametrize("measure", relative_loops())
+@pytest.mark.parametrize(
+    ("value", "reference", "expected"),
+    [
+        (1.0, math.nan, math.nan),
+        (math.nan, 1.0, math.nan),
+        (1.0, math.inf, math.nan),  # an infinite error over an infinite value
+        (1.0, -math.inf, math.nan),
+        (math.inf, 1.0, math.inf),
+        (-math.inf, 1.0, math.inf),
+        (math.inf, 0.0, 0.0),  # left out, as every float value of zero
+        (math.nan, -0.0, 0.0),
+        (3.0e38, 1.0e-40, 3.0e38 / float(np.float32(1.0e-40))),  # beyond float32
+    ],
+)
+@pytest.mark.parametrize("place", [0, 4096, 9999])
+def test_relative_errors_of_odd_values(
+    measure: Callable[..., Any], value: float, reference: float, expected: float, place: int
+) -> None:
+    values, floats = np.ones(10000, np.float32), np.ones(10000, np.float32)
+    values[place], floats[place] = value, reference
+    row = relative(values, floats, 1.0, 0.0, measure)
+    assert row[1] == 10000 - (reference == 0)
+    np.testing.assert_allclose(row[0], expected, rtol=1e-6)
+
+
+@pytest.mark.skipif(len(relative_loops()) < 2, reason="numba is not installed")
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.float32])
+@pytest.mark.parametrize("count", [0, 1, 4095, 4096, 4097, 70000])
+@pytest.mark.parametrize("odd", [None, math.nan, math.inf, -math.inf])
+def test_numba_and_numpy_agree_on_relative_errors(dtype: Any, count: int, odd: float | None) -> None:
+    values, reference = with_zeros(count, dtype, seed=count + 1)
+    if odd is not None and count:
+        reference[count // 2] = odd
+    scale, zero_point = (1.0, 0.0) if dtype is np.float32 else (SCALE, ZERO_POINT)
+    expected = relative(values, reference, scale, zero_point)
+    got = relative(values, reference, scale, zero_point, kernels.measure_relative())
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------------- ErrorStatistics
 
 
@@ -183,15 +274,17 @@ def statistics_of(parts: list[tuple[int, SampleSums]], layers: int = 2) -> Error
     return statistics
 
 
-def exact_sample(seed: int) -> SampleSums:
+def exact_sample(seed: int, with_relative: bool = False) -> SampleSums:
     """Two layers whose sums are exact in float64, whatever the order of addition."""
     generator = np.random.default_rng(seed)
-    rows = []
+    rows, relative_rows = [], []
     for _ in range(2):
         values = generator.integers(-128, 128, 64).astype(np.int8)
         reference = generator.integers(-40, 40, 64).astype(np.float32) / 4
         rows.append(measured(values, reference, 0.25, 3.0))
-    return SampleSums(np.array(rows))
+        powers = np.where(reference == 0, 0, np.float32(2.0) ** (np.abs(reference) % 4).astype(np.int32)).astype(np.float32)
+        relative_rows.append(relative(values, powers, 0.25, 3.0))  # quotients by powers of two are exact
+    return SampleSums(np.array(rows), np.array(relative_rows) if with_relative else None)
 
 
 def same_statistics(first: ErrorStatistics, second: ErrorStatistics) -> None:
@@ -204,8 +297,9 @@ def same_statistics(first: ErrorStatistics, second: ErrorStatistics) -> None:
             np.testing.assert_array_equal(ours, theirs, err_msg=name)
 
 
-def test_error_statistics_merge() -> None:
-    samples = [(index, exact_sample(index)) for index in range(9)]
+@pytest.mark.parametrize("with_relative", [False, True])
+def test_error_statistics_merge(with_relative: bool) -> None:
+    samples = [(index, exact_sample(index, with_relative)) for index in range(9)]
     parts = [statistics_of(samples[0:2]), statistics_of(samples[2:7]), statistics_of(samples[7:])]
     check_mergeable(lambda: ErrorStatistics(2), parts, statistics_of(samples), same_statistics)
 
@@ -220,6 +314,44 @@ def test_error_statistics_merge_with_nan_and_infinity_among_them() -> None:
     assert whole.worst_sample.tolist() == [1, 4]
     assert np.isnan(whole.rmse[0])
     assert np.isinf(whole.rmse[1])
+
+
+def test_a_mean_relative_error_of_some_samples_does_not_pass_for_that_of_all() -> None:
+    samples = [(index, exact_sample(index, with_relative=index != 2)) for index in range(4)]
+    parts = [statistics_of(samples[0:1]), statistics_of(samples[1:3]), statistics_of(samples[3:])]
+    check_mergeable(lambda: ErrorStatistics(2), parts, statistics_of(samples), same_statistics)
+    assert [part.has_relative_errors for part in parts] == [True, False, True]
+    for whole in (statistics_of(samples), sum(parts, ErrorStatistics(2))):
+        assert np.isnan(whole.mre).all()
+        assert not whole.has_relative_errors
+        assert np.isfinite(whole.rmse).all()
+    assert np.isfinite((parts[0] + parts[2]).mre).all()
+
+
+def test_the_mean_relative_error_is_pooled_over_samples_by_hand() -> None:
+    samples = [with_zeros(count, np.int8, seed=count) for count in (1000, 3000, 500)]
+    statistics = ErrorStatistics(1)
+    for index, (values, reference) in enumerate(samples):
+        statistics.add(index, SampleSums(measured(values, reference)[np.newaxis], relative(values, reference)[np.newaxis]))
+    ratios = []
+    for values, reference in samples:
+        present = reference != 0
+        real = (values[present].astype(np.float64) - ZERO_POINT) * np.float64(np.float32(SCALE))
+        ratios.append(np.abs(real - reference[present]) / np.abs(reference[present].astype(np.float64)))
+    pooled, mean_of_means = np.concatenate(ratios).mean(), np.mean([part.mean() for part in ratios])
+    assert abs(pooled - mean_of_means) > 1e-3 * pooled, "the test would not see the difference"
+    assert statistics.mre[0] == pytest.approx(pooled, rel=1e-4)
+    error = np.concatenate([(v.astype(np.float64) - ZERO_POINT) * np.float64(np.float32(SCALE)) - r for v, r in samples])
+    assert statistics.mse[0] == pytest.approx((error**2).mean(), rel=1e-5)
+
+
+def test_a_layer_of_zeros_has_no_relative_error_though_it_was_measured() -> None:
+    values, reference = np.array([3, 4], np.int8), np.zeros(2, np.float32)
+    statistics = ErrorStatistics(1)
+    statistics.add(0, SampleSums(measured(values, reference)[np.newaxis], relative(values, reference)[np.newaxis]))
+    assert np.isnan(statistics.mre[0])
+    assert statistics.has_relative_errors
+    assert ErrorStatistics.from_dict(statistics.to_dict()).has_relative_errors
 
 
 def test_the_worst_sample_does_not_depend_on_the_order_of_merging_also_on_a_tie() -> None:
@@ -273,15 +405,33 @@ def test_no_error_and_no_signal() -> None:
 
 def test_empty_statistics_have_no_figures_and_no_warning() -> None:
     empty = ErrorStatistics(1)
-    for figure in (empty.bias, empty.rmse, empty.sqnr_db, empty.cosine, empty.saturated_low, empty.tensorflow_metrics()[0, :1]):
+    for figure in (empty.bias, empty.mse, empty.mre, empty.rmse, empty.sqnr_db, empty.cosine, empty.saturated_low, empty.tensorflow_metrics()[0, :1]):
         assert np.isnan(figure).all()
     assert empty.worst_sample.tolist() == [-1]
 
 
-def test_statistics_survive_their_saved_form() -> None:
-    whole = statistics_of([(index, exact_sample(index)) for index in range(3)])
+@pytest.mark.parametrize("with_relative", [False, True])
+def test_statistics_survive_their_saved_form(with_relative: bool) -> None:
+    whole = statistics_of([(index, exact_sample(index, with_relative)) for index in range(3)])
+    whole = whole.select([0, -1, 1])  # the one between has no element
     same_statistics(ErrorStatistics.from_dict(whole.to_dict()), whole)
-    same_statistics(ErrorStatistics.from_dict(ErrorStatistics(0).to_dict()), ErrorStatistics(0))
+    assert ("relative_sums" in whole.to_dict()) == with_relative
+    for empty in (ErrorStatistics(0), ErrorStatistics(2)):
+        same_statistics(ErrorStatistics.from_dict(empty.to_dict()), empty)
+
+
+def test_statistics_saved_before_there_was_a_relative_error_load_without() -> None:
+    old = statistics_of([(0, exact_sample(0, with_relative=True))]).to_dict()
+    del old["relative_sums"]
+    loaded = ErrorStatistics.from_dict(old)
+    assert np.isnan(loaded.mre).all()
+    assert not loaded.has_relative_errors
+    later = statistics_of([(1, exact_sample(1, with_relative=True))])
+    assert np.isnan((loaded + later).mre).all()
+    assert np.isfinite((loaded + later).mse).all()
+    nothing = ErrorStatistics(2).to_dict()
+    nothing.pop("relative_sums", None)
+    np.testing.assert_array_equal((ErrorStatistics.from_dict(nothing) + later).mre, later.mre)
 
 
 # ------------------------------------------------------------------------------------------------------------- Histogram

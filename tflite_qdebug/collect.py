@@ -18,7 +18,7 @@ import numpy as np
 from tflite_qdebug import isolation, tf_private
 from tflite_qdebug.errors import DatasetError, InterpreterError, MetricError, OptionError
 from tflite_qdebug.interpreter import Delegate, Interpreter
-from tflite_qdebug.kernels import COLUMNS, OPTIMIZED_STRIDE, dequantized, measure_pair
+from tflite_qdebug.kernels import COLUMNS, OPTIMIZED_STRIDE, RELATIVE_COLUMNS, dequantized, measure_pair, measure_relative
 from tflite_qdebug.kernels import arguments as kernel_arguments
 from tflite_qdebug.progress import track
 from tflite_qdebug.record import Layer
@@ -123,17 +123,20 @@ class Backend(NamedTuple):
 
 
 class LayerMetrics(NamedTuple):
-    """The user's own metrics, evaluated on each sample.
+    """What is measured besides the errors that all runs have, on each sample: the user's own metrics, and costly ones of ours.
 
     Attributes:
         difference: ``{name: f(error)}``; error is float32, in the tensor's shape.
         direct: ``{name: f(float values, integer values, scale, zero point)}``.
         model: ``{name: f(float outputs, dequantized outputs)}``, both lists in output order.
+        relative: Measure the mean relative error too, the column ``mre``: a division for each element, which takes as long as
+            all other errors together.
     """
 
     difference: Mapping[str, Callable[..., Any]] = {}
     direct: Mapping[str, Callable[..., Any]] = {}
     model: Mapping[str, Callable[..., Any]] = {}
+    relative: bool = False
 
 
 class Collected(NamedTuple):
@@ -149,19 +152,21 @@ class Collected(NamedTuple):
 class PairReader:
     """Reads the sums of all layers out of an interpreter that has just run."""
 
-    def __init__(self, interpreter: Interpreter, layers: Sequence[Layer]) -> None:
-        """Prepares what does not change from sample to sample."""
+    def __init__(self, interpreter: Interpreter, layers: Sequence[Layer], relative: bool = False) -> None:
+        """Prepares what does not change from sample to sample; ``relative``: relative errors are to be read too."""
         self._interpreter = interpreter
         self._layers = layers
         self._measure = measure_pair()[1]
+        self._measure_relative = measure_relative() if relative else None
         stride = _stride_of(interpreter)
         self._arguments = [_kernel_arguments(layer, stride) for layer in layers]
 
     def read(self) -> SampleSums:
         """Returns what the sample that has just run adds."""
-        view, measure = self._interpreter.view, self._measure
+        view, measure, relative = self._interpreter.view, self._measure, self._measure_relative
         rows = np.zeros((len(self._layers), COLUMNS))
-        for layer, arguments, row in zip(self._layers, self._arguments, rows):
+        relative_rows = None if relative is None else np.zeros((len(self._layers), RELATIVE_COLUMNS))
+        for position, (layer, arguments) in enumerate(zip(self._layers, self._arguments)):
             values, reference = view(layer.tensor_idx).reshape(-1), view(layer.float_idx).reshape(-1)
             if values.size != reference.size:
                 raise InterpreterError(
@@ -169,8 +174,10 @@ class PairReader:
                         layer.node, reference.size, values.size
                     )
                 )
-            measure(values, reference, *arguments, row)
-        return SampleSums(rows)
+            measure(values, reference, *arguments, rows[position])
+            if relative is not None and relative_rows is not None:
+                relative(values, reference, *arguments, relative_rows[position])
+        return SampleSums(rows, relative_rows)
 
 
 def _stride_of(interpreter: Interpreter) -> int:
@@ -202,7 +209,7 @@ class _Worker:
         self._metrics = metrics
         self._outputs = outputs
         self._stateful = stateful
-        self._reader = PairReader(interpreter, layers)
+        self._reader = PairReader(interpreter, layers, metrics.relative)
 
     def measure(self, sample: Sample) -> Any:
         """Runs one sample; returns its sums, the layer metrics ``(metrics, layers)`` and the model metrics."""
@@ -306,7 +313,7 @@ def collect_layer_errors(
         layers: The pairs.
         dataset: Iterable of samples, with ``length`` where that is known.
         backend: Which code runs it.
-        metrics: The user's own metrics.
+        metrics: What else is measured.
         float_model: For model metrics.
         outputs: How many of the debug model's outputs are the model's own; they come first.
         stateful: Set variables back before each sample.
@@ -324,7 +331,7 @@ def collect_layer_errors(
     ahead = list(itertools.islice(samples, 1))
     if not ahead:
         raise DatasetError("the {} yielded no samples".format(getattr(dataset, "role", "debug dataset")))
-    _compile(layers)
+    _compile(layers, metrics.relative)
     own_functions = bool(metrics.difference or metrics.direct or metrics.model)
 
     def opened(kernels: str) -> _Worker:
@@ -407,11 +414,12 @@ def _open_worker(
     return _Worker(backend.open(model, kernels), floating, layers, metrics, outputs, stateful)
 
 
-def _compile(layers: Sequence[Layer]) -> None:
+def _compile(layers: Sequence[Layer], relative: bool) -> None:
     """Compiles what measures the layers here, once, and not in each process."""
-    measure = measure_pair()[1]
+    measures = [(measure_pair()[1], COLUMNS)] + ([(measure_relative(), RELATIVE_COLUMNS)] if relative else [])
     for dtype in {layer.dtype for layer in layers}:
-        measure(np.zeros(1, dtype), np.zeros(1, np.float32), *kernel_arguments(1.0, 0, 0, 0, 0), np.zeros(COLUMNS))
+        for measure, columns in measures:
+            measure(np.zeros(1, dtype), np.zeros(1, np.float32), *kernel_arguments(1.0, 0, 0, 0, 0), np.zeros(columns))
 
 
 def _useful_workers(backend: Backend, seconds: float, length: Optional[int]) -> int:

@@ -15,12 +15,14 @@ __all__ = [
     "CHANNEL_COLUMNS",
     "COLUMNS",
     "OPTIMIZED_STRIDE",
+    "RELATIVE_COLUMNS",
     "SCAN_COLUMNS",
     "arguments",
     "count_channels",
     "count_values",
     "dequantized",
     "measure_pair",
+    "measure_relative",
     "scan_channels",
     "scan_values",
 ]
@@ -28,6 +30,9 @@ __all__ = [
 #: What ``measure_pair`` fills: the seven columns of ``SampleSums.sums``, then max |e|, standard deviation of e, least and
 #: greatest integer, and max |e| where the float value is within the range that the integers have.
 COLUMNS = 12
+
+#: What ``measure_relative`` fills: the sum of |e| / |r| over float values r other than zero, and how many these are.
+RELATIVE_COLUMNS = 2
 
 #: What ``scan_values`` fills: number of values, least, greatest, mean, sums of the second, third and fourth powers of what they
 #: are off the mean, how many are negative, below the range, above it, and near zero.
@@ -139,6 +144,42 @@ def measure_pair() -> Tuple[str, Callable[..., Any]]:
     except ImportError:
         return "numpy", _with_numpy
     return "numba {}".format(numba_kernels.VERSION), numba_kernels.measure
+
+
+@np.errstate(invalid="ignore", over="ignore")  # NaN and infinity are results here
+def _relative_with_numpy(
+    values: np.ndarray,
+    reference: np.ndarray,
+    scale: float,
+    zero_point: float,
+    offset: float,
+    low: int,
+    high: int,
+    stride: int,
+    row: np.ndarray,
+) -> None:
+    row[:] = 0.0
+    for start in range(0, reference.size, _BLOCK):
+        signal = reference[start : start + _BLOCK]
+        error = dequantized(values[start : start + _BLOCK], scale, zero_point, stride)
+        error -= signal
+        present = signal != 0  # true of NaN, which must not get lost
+        row[0] += np.add.reduce(np.abs(error[present]).astype(np.float64) / np.abs(signal[present]))
+        row[1] += np.count_nonzero(present)
+
+
+@functools.lru_cache(maxsize=None)
+def measure_relative() -> Callable[..., None]:
+    """Returns the function ``f(values, reference, *arguments(...), row)``; ``row`` is float64 ``(RELATIVE_COLUMNS,)``.
+
+    ``values`` and ``reference`` are as for `measure_pair`. Apart from it, since a division for each element takes about as long
+    as all else that is measured. The quotients are float64: a value of 1e-40 lets them leave float32.
+    """
+    try:
+        from tflite_qdebug import numba_kernels
+    except ImportError:
+        return _relative_with_numpy
+    return numba_kernels.measure_relative  # type: ignore[no-any-return]
 
 
 def _count_with_numpy(values: np.ndarray, per_bin: float, first: int, counts: np.ndarray) -> int:

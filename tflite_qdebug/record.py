@@ -122,8 +122,10 @@ class Run:
         """Returns the report's columns, each with one value per layer, in execution order.
 
         Units: ``scale``, ``bias``, ``rmse``, ``max_abs_error``, ``max_inner_error`` (the same without what the range clips),
-        ``range`` and ``worst_rmse`` are in the tensor's real units, ``sqnr_db`` in dB, shares between 0 and 1. ``range`` is
-        ``scale`` times the number of steps (255 for int8).
+        ``range`` and ``worst_rmse`` are in the tensor's real units, ``mse`` in their square, ``sqnr_db`` in dB, ``mre`` (mean
+        |error| / |float value| over the float values other than 0) and ``cosine`` are ratios, shares between 0 and 1. ``mre``
+        is NaN in a run that did not measure it, as ``LayerMetrics(relative=True)`` does. ``range`` is ``scale`` times the
+        number of steps (255 for int8).
         ``rmse_over_scale`` has a floor of 1 / sqrt(12) = 0.2887 for pure rounding; `severity` tells of ``severity``. Where the
         error was split, ``weights_rmse``, ``output_rmse``, ``input_rmse``, ``accumulated_rmse`` and ``own_rmse`` are its
         parts, as in `parts`; they add up as values, not as RMSE.
@@ -146,6 +148,8 @@ class Run:
                 "bias": statistics.bias,
                 "rmse": statistics.rmse,
                 "rmse_over_scale": statistics.rmse / scale,
+                "mse": statistics.mse,
+                "mre": statistics.mre,
                 "sqnr_db": statistics.sqnr_db,
                 "cosine": statistics.cosine,
                 "max_abs_error": statistics.max_abs_error,
@@ -212,6 +216,29 @@ class Run:
         comparable = all(layer.scale is not None and layer.levels == 256 for layer in self.layers)
         return "rmse_over_scale" if comparable and "own" not in self.parts else "severity"
 
+    def numbers(self, column: str, what: str = "column") -> np.ndarray:
+        """Returns one numeric column, float64 ``(layers,)``.
+
+        Args:
+            column: Its name.
+            what: What the user gave it as, for the message.
+
+        Raises:
+            OptionError: For a column that does not exist, holds no numbers or was not measured.
+        """
+        columns = self.columns()
+        if column not in columns or columns[column].dtype == object:
+            names = [name for name, values in columns.items() if values.dtype != object]
+            raise OptionError(
+                "got {} {!r}, expected one of {}.{}".format(what, column, ", ".join(names), did_you_mean(column, names))
+            )
+        if column == "mre" and not self.statistics.has_relative_errors:
+            raise OptionError(
+                "got {} 'mre', which was not measured in this run; measure again with LayerMetrics(relative=True), or "
+                "run --criterion mre".format(what)
+            )
+        return columns[column].astype(np.float64)
+
     def worst(self, criterion: Optional[str] = None, count: Optional[int] = None) -> List[int]:
         """Returns the positions of the worst layers, worst first.
 
@@ -222,16 +249,10 @@ class Run:
             count: How many; all where None.
 
         Raises:
-            OptionError: For a column that does not exist or holds no numbers.
+            OptionError: For a column that does not exist, holds no numbers or was not measured.
         """
-        columns = self.columns()
         criterion = self.default_criterion if criterion is None else criterion
-        if criterion not in columns or columns[criterion].dtype == object:
-            names = [name for name, values in columns.items() if values.dtype != object]
-            raise OptionError(
-                "got criterion {!r}, expected one of {}.{}".format(criterion, ", ".join(names), did_you_mean(criterion, names))
-            )
-        badness = columns[criterion].astype(np.float64)
+        badness = self.numbers(criterion, "criterion")
         if criterion in ("sqnr_db", "cosine"):
             badness = -badness
         if criterion == "bias":

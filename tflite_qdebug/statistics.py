@@ -10,7 +10,7 @@ from typing import Any, Dict, Mapping, Optional, Sequence
 
 import numpy as np
 
-from tflite_qdebug.kernels import count_values
+from tflite_qdebug.kernels import RELATIVE_COLUMNS, count_values
 
 __all__ = ["TENSORFLOW_METRICS", "ErrorStatistics", "Histogram", "SampleSums"]
 
@@ -30,12 +30,20 @@ class SampleSums:
         max_inner_error: float64 ``(layers,)``: max |e| where the float value is within the range that the integers have.
         integer_range: int64 ``(layers, 2)``: least and greatest integer value; float tensors leave it at (0, 0).
         stddev: float64 ``(layers,)``: standard deviation of e in this sample.
+        relative_sums: float64 ``(layers, 2)``: sum |e| / |r| over the r other than 0, and how many these are; None where they
+            were not measured.
     """
 
-    __slots__ = ("integer_range", "max_abs_error", "max_inner_error", "stddev", "sums")
+    __slots__ = ("integer_range", "max_abs_error", "max_inner_error", "relative_sums", "stddev", "sums")
 
-    def __init__(self, rows: np.ndarray) -> None:
-        """Takes the rows that ``kernels.measure_pair`` filled, float64 ``(layers, 12)``."""
+    def __init__(self, rows: np.ndarray, relative_rows: Optional[np.ndarray] = None) -> None:
+        """Takes the rows that the kernels filled.
+
+        Args:
+            rows: Of ``kernels.measure_pair``, float64 ``(layers, 12)``.
+            relative_rows: Of ``kernels.measure_relative``, float64 ``(layers, 2)``.
+        """
+        self.relative_sums = relative_rows
         self.sums = rows[:, : len(_SUM_COLUMNS)]
         self.max_abs_error, self.stddev, self.max_inner_error = rows[:, 7], rows[:, 8], rows[:, 11]
         self.integer_range = rows[:, 9:11].astype(np.int64)
@@ -54,7 +62,8 @@ class ErrorStatistics:
 
     Formulas (e = dequantized - float, r = float; sums over all elements of all samples):
     ``bias = sum e / n``; ``rmse = sqrt(sum e^2 / n)``; ``sqnr_db = 10 log10(sum r^2 / sum e^2)``, with no epsilon, so
-    infinite where the error is zero; ``cosine = sum r q / sqrt(sum r^2 sum q^2)`` with q = r + e.
+    infinite where the error is zero; ``cosine = sum r q / sqrt(sum r^2 sum q^2)`` with q = r + e;
+    ``mse = sum e^2 / n``; ``mre = sum (|e| / |r|) / m`` over the m elements whose r is not 0.
 
     Attributes:
         samples: Number of samples added.
@@ -66,11 +75,13 @@ class ErrorStatistics:
         worst_mean_squared_error: float64 ``(layers,)``: of that sample; NaN counts as worse than any number.
         tensorflow_sums: float64 ``(layers, 5)``: per-sample metrics added up, without NaN.
         tensorflow_counts: int64 ``(layers, 5)``: how many of them were not NaN.
+        relative_sums: float64 ``(layers, 2)``, as in ``SampleSums``; NaN where a sample has elements of which they were not
+            measured, so that the mean of some samples does not pass for that of all.
     """
 
     _FIELDS = (
         "sums", "max_abs_error", "max_inner_error", "integer_range", "worst_sample", "worst_mean_squared_error",
-        "tensorflow_sums", "tensorflow_counts",
+        "tensorflow_sums", "tensorflow_counts", "relative_sums",
     )  # fmt: skip
 
     def __init__(self, layers: int) -> None:
@@ -84,6 +95,7 @@ class ErrorStatistics:
         self.worst_mean_squared_error = np.full(layers, -np.inf)
         self.tensorflow_sums = np.zeros((layers, len(TENSORFLOW_METRICS)))
         self.tensorflow_counts = np.zeros((layers, len(TENSORFLOW_METRICS)), dtype=np.int64)
+        self.relative_sums = np.zeros((layers, RELATIVE_COLUMNS))
 
     def __len__(self) -> int:
         return len(self.sums)
@@ -110,6 +122,7 @@ class ErrorStatistics:
         self._take_worse(np.full(len(self), index), metrics[:, 4])
         self.tensorflow_sums += np.where(present, metrics, 0.0)
         self.tensorflow_counts += present
+        self.relative_sums += _unmeasured(sample.sums) if sample.relative_sums is None else sample.relative_sums
 
     def _widen(self, integer_range: np.ndarray) -> None:
         self.integer_range[:, 0] = np.minimum(self.integer_range[:, 0], integer_range[:, 0])
@@ -137,6 +150,7 @@ class ErrorStatistics:
             total._take_worse(part.worst_sample, part.worst_mean_squared_error)
         total.tensorflow_sums = self.tensorflow_sums + other.tensorflow_sums
         total.tensorflow_counts = self.tensorflow_counts + other.tensorflow_counts
+        total.relative_sums = self.relative_sums + other.relative_sums
         return total
 
     def tensorflow_metrics(self) -> np.ndarray:
@@ -157,6 +171,22 @@ class ErrorStatistics:
     def bias(self) -> np.ndarray:
         """Mean error, signed, in real units, ``(layers,)``."""
         return self._per_element(_ERROR)
+
+    @property
+    def mse(self) -> np.ndarray:
+        """Mean squared error in real units squared, ``(layers,)``."""
+        return self._per_element(_ERROR_SQUARED)
+
+    @property
+    def mre(self) -> np.ndarray:
+        """Mean relative error, a ratio, ``(layers,)``; NaN where it was not measured, or no float value is other than 0."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.relative_sums[:, 0] / self.relative_sums[:, 1]
+
+    @property
+    def has_relative_errors(self) -> bool:
+        """Whether `mre` was measured, on every sample."""
+        return not np.isnan(self.relative_sums[:, 1]).any()
 
     @property
     def rmse(self) -> np.ndarray:
@@ -200,6 +230,8 @@ class ErrorStatistics:
         """Returns plain lists and numbers, for the saved run."""
         fields: Dict[str, Any] = {name: getattr(self, name).tolist() for name in self._FIELDS}
         fields["samples"] = self.samples
+        if np.isnan(self.relative_sums[self.sums[:, _COUNT] > 0, 1]).all():
+            del fields["relative_sums"]  # which says the same as rows of NaN
         return fields
 
     @classmethod
@@ -207,12 +239,20 @@ class ErrorStatistics:
         """Reads what ``to_dict`` gave."""
         statistics = cls(len(fields["max_abs_error"]))
         statistics.samples = int(fields["samples"])
+        fields = dict(fields)
+        fields.setdefault("relative_sums", _unmeasured(np.asarray(fields["sums"], dtype=np.float64)))
         for name in cls._FIELDS:
             empty = getattr(statistics, name)
             # A run saved before there was the inner error: the greatest of all is the nearest that it has.
             values = fields.get(name, fields["max_abs_error"]) if name == "max_inner_error" else fields[name]
             setattr(statistics, name, np.asarray(values, dtype=empty.dtype).reshape(empty.shape))
         return statistics
+
+
+def _unmeasured(sums: np.ndarray) -> np.ndarray:
+    """Returns relative sums that say of every layer with elements that they were not measured."""
+    present = sums.reshape(-1, len(_SUM_COLUMNS))[:, _COUNT] > 0
+    return np.repeat(np.where(present, np.nan, 0.0)[:, np.newaxis], RELATIVE_COLUMNS, axis=1)
 
 
 class Histogram:

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tflite_qdebug import example
 from tflite_qdebug.analyses.cumulative_error import accumulated_error
 from tflite_qdebug.analyses.diagnosis import diagnose
-from tflite_qdebug.analyses.evaluation import evaluate
+from tflite_qdebug.analyses.evaluation import evaluate, task_functions
 from tflite_qdebug.analyses.graph import describe_graph
 from tflite_qdebug.analyses.pairs import FEW, Pair, open_pair, pair_error
 from tflite_qdebug.analyses.profiles import profile_pair
-from tflite_qdebug.analyses.samples import worst_samples
+from tflite_qdebug.analyses.samples import RANKING, worst_samples
 from tflite_qdebug.analyses.sensitivity import sensitivity
-from tflite_qdebug.analyses.steps import leave_float
+from tflite_qdebug.analyses.steps import THRESHOLDS, leave_float
 from tflite_qdebug.collect import Backend
 from tflite_qdebug.datasets import Dataset, open_dataset
-from tflite_qdebug.errors import ModelError, OptionError
+from tflite_qdebug.datasets.sources import IteratorSource
+from tflite_qdebug.errors import DatasetError, ModelError, OptionError, completed, did_you_mean
 from tflite_qdebug.files import write_atomically
 from tflite_qdebug.findings import (
     PLACES,
@@ -38,13 +42,18 @@ from tflite_qdebug.findings import (
     Steps,
     save_part,
 )
+from tflite_qdebug.output_error import METRICS
 from tflite_qdebug.record import Run
 
-__all__ = ["SETUP", "Setup", "Study"]
+__all__ = ["SETUP", "Setup", "Study", "lasting"]
+
+TaskMetrics = Sequence[str | Callable[..., Any]]
 
 #: The file that tells what a run was made of.
 SETUP = "study.json"
 _FORMAT = "tflite_qdebug study"
+# What the provenance of a run tells of parts that have none themselves.
+_ABOUT = {"profiles_of", "scores_of"}
 _EXAMPLE = {"debug": example.debug_dataset, "evaluation": example.evaluation_dataset}
 
 
@@ -61,6 +70,8 @@ class Setup:
         label_offset: Added to each label.
         limit: Take the first so many samples.
         signature: The signature that was measured; None: the main subgraph.
+        runtime: The package that ran the models, as it was asked for.
+        kernels: The kernels, as they were asked for.
     """
 
     float_model: str | None
@@ -71,6 +82,8 @@ class Setup:
     label_offset: int = 0
     limit: int | None = None
     signature: str | None = None
+    runtime: str = "auto"
+    kernels: str = "auto"
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes it into the folder of a run.
@@ -91,6 +104,8 @@ class Setup:
         path = Path(folder) / SETUP
         try:
             fields = json.loads(path.read_bytes())
+            if not isinstance(fields, dict):
+                raise ModelError(f"{path} is broken: it holds a {type(fields).__name__}, expected an object")
             if fields.pop("format") != _FORMAT or fields.pop("format_version") != 1:
                 raise ModelError(f"{path} is of another format, expected {_FORMAT!r} version 1")
             return cls(**{**fields, "metrics": tuple(fields["metrics"])})
@@ -124,7 +139,7 @@ class Study:
         debug_dataset: Any,
         *,
         evaluation_dataset: Any = None,
-        metrics: Sequence[str | Callable[..., Any]] = (),
+        metrics: TaskMetrics = (),
         label_offset: int = 0,
         limit: int | None = None,
         signature: str | None = None,
@@ -142,7 +157,7 @@ class Study:
             evaluation_dataset: With labels, for the task metrics of both models; None: they are not evaluated.
             metrics: Task metrics, the main one first: ``top_1``, ``top_5``, ``module:function`` or functions.
             label_offset: Added to each label.
-            limit: Take the first so many debug samples.
+            limit: Take the first so many samples of each dataset.
             signature: As for `pair_error`.
             memory: As for `sensitivity`.
             backend: Which code runs the models.
@@ -150,6 +165,8 @@ class Study:
 
         Raises:
             ModelError: Where a model or what is in the folder cannot be read, or the run there is of other models.
+            DatasetError: For an iterator, which is good for one pass, and it takes several.
+            OutputError: Where the folder cannot be written.
             QDebugError: One of its kinds, as `pair_error` tells.
         """
         self.folder = Path(folder)
@@ -162,8 +179,11 @@ class Study:
             self.findings = Findings.load(self.folder)
             self._check_models()
         else:
+            self._dataset()  # that there is none is told before anything is written
+            self._write_models()
             self.findings = Findings(self._measured(), name=self.folder.resolve().name)
         self._backend = _without_faults(self._backend, self.findings.run)
+        self._digest: str | None = None
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], **given: Any) -> Study:
@@ -173,9 +193,10 @@ class Study:
             folder: The folder, or its ``run.json``.
             **given: Arguments of the constructor, in place of those of the run.
 
+        A run whose data was an object opens without it; what must be measured then is an OptionError.
+
         Raises:
-            ModelError: Where there is no run, or its models are missing.
-            OptionError: Where its data was an object, and none is given.
+            ModelError: Where there is no run, or its models are missing, or are others.
         """
         place = Path(folder)
         place = place.parent if place.name == "run.json" else place
@@ -193,20 +214,41 @@ class Study:
             "signature": setup.signature,
             **{name: value for name, value in given.items() if value is not None},
         }
+        arguments["backend"] = _with_defaults(arguments.get("backend") or Backend(), setup)
         return cls(place, **arguments)
 
     def _check_models(self) -> None:
-        ran = self.findings.run.provenance
+        ran, chosen = self.findings.run.provenance, self._chosen()
         known = {"quantized model": ran.get("options", {}).get("quantized_model_sha256")}
-        if self.pair.floating is not None:
+        if chosen.floating is not None:
             known["float model"] = ran.get("float_model_sha256")
-        now = {"quantized model": self.pair.quantized.sha256, "float model": self.pair.floating and self.pair.floating.sha256}
+        now = {"quantized model": chosen.quantized.sha256, "float model": chosen.floating and chosen.floating.sha256}
         for name, expected in known.items():
             if expected is not None and now[name] != expected:
                 raise ModelError(
                     f"{self.folder} holds a run of another {name} (SHA-256 {str(expected)[:12]}, got {str(now[name])[:12]}); "
                     "expected the same models, or another folder"
                 )
+
+    def _write_models(self) -> None:
+        """Writes the models and what the run is made of, so that `open` finds them."""
+        if (self.folder / SETUP).exists():
+            return
+        write_atomically(self.folder / "quantized.tflite", self.pair.quantized.data)
+        if self.pair.floating is not None:
+            write_atomically(self.folder / "float.tflite", self.pair.floating.data)
+        Setup(
+            None if self.pair.floating is None else "float.tflite",
+            "quantized.tflite",
+            lasting(self._source),
+            lasting(self._evaluation),
+            tuple(metric for metric in self._metrics if isinstance(metric, str)),
+            self._label_offset,
+            self._limit,
+            self._signature,
+            self._backend.runtime,
+            self._backend.kernels,
+        ).save(self.folder)
 
     def _measured(self) -> Run:
         run = pair_error(
@@ -226,7 +268,13 @@ class Study:
             raise OptionError("the run's debug data was an object, or none; expected debug data (--debug-data)")
         specs = self._chosen().quantized.input_specs()
         several = self._signature is not None
-        return open_dataset(self._source, specs, "debug dataset", self._limit, self._signature, "auto", several)
+        dataset = open_dataset(self._source, specs, "debug dataset", self._limit, self._signature, "auto", several)
+        if isinstance(dataset.source, IteratorSource):
+            raise DatasetError(
+                "got an iterator as debug dataset, which is good for one pass, and each analysis takes one; pass a function "
+                "that returns a new iterator each time it is called"
+            )
+        return dataset
 
     def _chosen(self) -> Pair:
         return self.pair.select(self._signature)
@@ -240,20 +288,67 @@ class Study:
             raise ModelError("the run has no float model, which this analysis needs; run again with --float MODEL")
         return self.pair.floating.data, self.pair.quantized.data
 
-    def _is_of(self, provenance: Mapping[str, Any]) -> bool:
-        """True where something was measured on these models and samples."""
-        floating = self.pair.floating and self._chosen().floating
-        hashes = (floating.sha256 if floating else None, self._chosen().quantized.sha256)
-        theirs = (provenance.get("float_model_sha256"), provenance.get("quantized_model_sha256"))
-        return theirs == hashes and provenance.get("debug_dataset") == self._dataset().description
+    def _samples_digest(self) -> str:
+        """Returns what tells the samples from others: words alone would take any two lists of one length for the same."""
+        if self._digest is None:
+            dataset = self._dataset()
+            with contextlib.closing(iter(dataset)) as samples:  # type: ignore[type-var]
+                first = next(samples)
+            described = [dataset.source.description, self._limit, self._signature]
+            hashed = hashlib.sha256(json.dumps(described).encode())
+            for array in first.inputs:
+                hashed.update(np.ascontiguousarray(array).tobytes())
+            self._digest = hashed.hexdigest()
+        return self._digest
+
+    def _task_digests(self, metrics: Sequence[Any]) -> list[Any]:
+        """Returns what tells task metrics from others: their names, their code, what is added to the labels."""
+        functions = task_functions(metrics)
+        codes = [getattr(getattr(function, "__code__", None), "co_code", b"") for function in functions.values()]
+        return [[name, hashlib.sha256(code).hexdigest()] for name, code in zip(functions, codes, strict=True)] + [
+            self._label_offset
+        ]
+
+    def _stamp(self, task_metrics: Sequence[Any] = ()) -> dict[str, Any]:
+        """Returns what tells these models, samples and kernels from others, for the provenance of what is kept."""
+        chosen = self._chosen()
+        described = [
+            chosen.quantized.sha256,
+            None if chosen.floating is None else chosen.floating.sha256,
+            self._samples_digest(),
+            [self._backend.runtime, self._backend.kernels, [list(delegate) for delegate in self._backend.delegates]],
+        ]
+        digest = hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()
+        return {"study": digest, **({"task_metrics": self._task_digests(task_metrics)} if task_metrics else {})}
+
+    def _stamped(self, found: Any, task_metrics: Sequence[Any] = ()) -> Any:
+        return dataclasses.replace(found, provenance={**found.provenance, **self._stamp(task_metrics)})
+
+    def _is_of(self, provenance: Mapping[str, Any], task_metrics: Sequence[Any] = ()) -> bool:
+        """True where something was measured on these models, samples and kernels, with these metrics, and maybe others."""
+        theirs = provenance.get("task_metrics", [])
+        return provenance.get("study") == self._stamp()["study"] and all(
+            digest in theirs for digest in (self._task_digests(task_metrics) if task_metrics else ())
+        )
 
     def _keep(self, part: str, value: Any, mode: str = "") -> None:
         save_part(self.folder, part, value, mode)
 
+    def _keep_about(self, name: str, value: Any) -> None:
+        """Keeps in the run what a part without provenance was measured on."""
+        self.findings.run.provenance[name] = value
+        self.findings.run.save(self.folder / "run.json")
+
     def run_with_parts(self) -> Run:
         """Returns the run, measured again with its parts where it has none: diagnosis rests on them."""
-        if not self.findings.run.parts and self.pair.floating is not None:
-            self.findings.run = self._measured()
+        known = self.findings.run
+        if not known.parts and self.pair.floating is not None:
+            run = self._measured()
+            # How the model was made, and what was measured beside, is as true as before.
+            run.provenance = {**{name: known.provenance[name] for name in _ABOUT & known.provenance.keys()}, **run.provenance}
+            run.provenance["options"] = {**known.provenance.get("options", {}), **run.provenance.get("options", {})}
+            run.save(self.folder / "run.json")
+            self.findings.run = run
         return self.findings.run
 
     def graph(self) -> tuple[GraphNode, ...]:
@@ -268,18 +363,18 @@ class Study:
         if self._evaluation is None:
             return self.findings.scores
         metrics = self._metrics or ("top_1",)
-        names = tuple(metric if isinstance(metric, str) else metric.__name__ for metric in metrics)
-        names = tuple(name.partition(":")[2] or name for name in names)
-        known = self.findings.scores
-        models = {"quantized": self.pair.quantized.data}
-        if self.pair.floating is not None:
-            models = {"float": self.pair.floating.data, **models}
-        described = open_dataset(self._evaluation, self.pair.quantized.input_specs(), "evaluation dataset").description
-        if known is not None and known.metrics == names and known.dataset == described:
+        names, digests = tuple(task_functions(metrics)), self._task_digests(metrics)
+        known, chosen = self.findings.scores, self._chosen()
+        models = {"quantized": chosen.quantized.data}
+        if chosen.floating is not None:
+            models = {"float": chosen.floating.data, **models}
+        data = open_dataset(self._evaluation, chosen.quantized.input_specs(), "evaluation dataset", self._limit)
+        same = known is not None and known.metrics == names and known.dataset == data.description
+        if same and self.findings.run.provenance.get("scores_of") == digests:
             return known
         result = evaluate(
             models,
-            self._evaluation,
+            data,
             metrics,
             label_offset=self._label_offset,
             backend=self._backend,
@@ -288,6 +383,7 @@ class Study:
         scores = tuple(Score(score.name, score.size, score.metrics) for score in result.scores)
         self.findings.scores = Scores(scores, result.samples, result.dataset, names)
         self._keep("scores", self.findings.scores)
+        self._keep_about("scores_of", digests)
         return self.findings.scores
 
     def sensitivity(
@@ -297,7 +393,7 @@ class Study:
         nodes: Sequence[str] | None = None,
         output_node: str | None = None,
         metric: str = "sqnr_db",
-        task_metrics: Sequence[str | Callable[..., Any]] = (),
+        task_metrics: TaskMetrics = (),
         large_is_bad: bool | None = None,
     ) -> Sensitivity:
         """Returns the sensitivity of nodes, as the function `sensitivity` measures it.
@@ -305,13 +401,15 @@ class Study:
         That of single nodes, or at another node than the outputs, is not kept.
         """
         known = self.findings.sensitivity.get(mode)
-        names = [name if isinstance(name, str) else name.__name__ for name in task_metrics]
-        whole = nodes is None and output_node is None
-        if known is not None and output_node is None and self._is_of(known.provenance):
-            has_nodes = nodes is None or set(nodes) <= set(known.nodes)
-            if has_nodes and metric in known.errors.names() and set(names) <= set(known.errors.task_metrics):
+        names, whole = task_functions(task_metrics), nodes is None and output_node is None
+        if known is not None and output_node is None and self._is_of(known.provenance, task_metrics):
+            wanted = None if nodes is None else [completed(name, known.nodes, "node") for name in nodes]
+            if metric in METRICS and metric not in known.errors.names():
+                expected = ", ".join(known.errors.names())
+                raise OptionError(f"got metric {metric!r}, which does not apply to these outputs; expected one of {expected}")
+            if metric in (*known.errors.names(), *names) and (wanted is None or set(wanted) <= set(known.nodes)):
                 chosen = dataclasses.replace(known, metric=metric, large_is_bad=large_is_bad)
-                return chosen if nodes is None else selected(chosen, nodes)
+                return chosen if wanted is None else selected(chosen, wanted)
         place = self.folder / PLACES["sensitivity"].format(f"{mode}.partial" if whole else f"{mode}.some.partial")
         found = sensitivity(
             *self._models(),
@@ -328,6 +426,7 @@ class Study:
             **self._common,
         )
         if whole:
+            found = self._stamped(found, task_metrics)
             self.findings.sensitivity[mode] = found
             self._keep("sensitivity", found, mode)
         return found
@@ -339,6 +438,7 @@ class Study:
         found = {(curve.name, curve.quantized, curve.left_float): curve for curve in self.findings.curves}
 
         def finished(curve: Curve) -> None:
+            curve.run.provenance.update(self._stamp())
             found[curve.name, curve.quantized, curve.left_float] = curve
             self.findings.curves = tuple(found.values())
             self._keep("curves", self.findings.curves)
@@ -348,7 +448,7 @@ class Study:
             self._dataset(),
             quantized=quantized,
             left_float=left_float,
-            known=self.findings.curves,
+            known=[curve for curve in self.findings.curves if self._is_of(curve.run.provenance)],
             finished=finished,
             **self._common,
         )
@@ -360,19 +460,24 @@ class Study:
         metric: str = "sqnr_db",
         threshold: float | None = None,
         most: int = 20,
-        task_metrics: Sequence[str | Callable[..., Any]] = (),
+        task_metrics: TaskMetrics = (),
+        large_is_bad: bool = False,
     ) -> Steps:
-        """Returns the error as nodes are left float, as `leave_float` measures it; None: in the order of their sensitivity."""
+        """Returns the error as nodes are left float, as `leave_float` measures it; None: in the order of their sensitivity.
+
+        With given nodes it is kept only where the folder holds none yet.
+        """
         ranked = nodes is None
         if nodes is None:
-            found = self.sensitivity("node", metric=metric, task_metrics=task_metrics)
+            found = self.sensitivity("node", metric=metric, task_metrics=task_metrics, large_is_bad=large_is_bad or None)
             nodes = [found.nodes[position] for position in found.order()]
-        known, most = self.findings.steps, min(most, len(nodes))
-        names = {name if isinstance(name, str) else name.__name__ for name in task_metrics}
-        if known is not None and self._is_of(known.provenance) and known.metric == metric:
-            same = list(known.nodes) == list(nodes)[: len(known.nodes)] and names <= set(known.errors.task_metrics)
-            enough = known.met is not None or len(known.nodes) >= most
-            if same and enough and threshold in (None, known.threshold):
+        known = self.findings.steps
+        if known is not None and known.metric == metric and self._is_of(known.provenance, task_metrics):
+            wanted = THRESHOLDS.get(metric, float("nan")) if threshold is None else threshold
+            same = list(known.nodes) == list(nodes)[: len(known.nodes)]
+            enough = known.met is not None or len(known.nodes) >= min(most, len(nodes))
+            # Without a threshold it is NaN, which equals nothing.
+            if same and enough and len(known.nodes) <= most and np.array_equal(known.threshold, wanted, equal_nan=True):
                 return known
         found_steps = leave_float(
             *self._models(),
@@ -382,10 +487,12 @@ class Study:
             threshold=threshold,
             most=most,
             task_metrics=task_metrics,
+            large_is_bad=large_is_bad,
             label_offset=self._label_offset,
             saved=self.folder / "sensitivity_analysis" / "steps.partial.json",
             **self._common,
         )
+        found_steps = self._stamped(found_steps, task_metrics)
         if ranked or known is None:
             self.findings.steps = found_steps
             self._keep("steps", found_steps)
@@ -394,26 +501,29 @@ class Study:
     def profiles(self, nodes: Sequence[str] | None = None, axis: int | None = None) -> tuple[Profile, ...]:
         """Returns the profiles of nodes, as `profile_pair` makes them; None: of all, which are kept."""
         known = self.findings.profiles
-        same = known and self.findings.run.provenance.get("profiles_of") == self._dataset().description
-        if axis is None and same:
-            return known if nodes is None else tuple(profile for profile in known if profile.node in nodes) or known
+        names = list(dict.fromkeys(profile.node for profile in known))
+        if nodes is not None:
+            layers = [layer.node for layer in self.findings.run.layers]
+            nodes = [completed(name, dict.fromkeys([*names, *layers]), "node") for name in nodes]
+        same = known and self.findings.run.provenance.get("profiles_of") == self._samples_digest()
+        if axis is None and same and (nodes is None or set(nodes) <= set(names)):
+            return known if nodes is None else tuple(profile for profile in known if profile.node in nodes)
         floating = None if self.pair.floating is None else self.pair.floating.data
         found = profile_pair(floating, self.pair.quantized.data, self._dataset(), nodes=nodes, axis=axis, **self._common)
         if nodes is None and axis is None:
             self.findings.profiles = found
             self._keep("profiles", found)
-            self.findings.run.provenance["profiles_of"] = self._dataset().description
-            self.findings.run.save(self.folder / "run.json")
+            self._keep_about("profiles_of", self._samples_digest())
         return found
 
     def samples(self, count: int = 10, metric: str = "sqnr_db") -> Samples:
         """Returns the samples that differ most, as `worst_samples` finds them."""
         known = self.findings.samples
-        if known is not None and self._is_of(known.provenance) and known.metric == metric and len(known.worst) >= count:
-            return known
-        self.findings.samples = worst_samples(
-            *self._models(), self._dataset(), metric=metric, count=count, labels="auto", **self._common
-        )
+        same = known is not None and known.metric == metric and count > 0 and self._is_of(known.provenance)
+        if known is not None and same and len(known.worst) >= min(count, known.errors.samples):
+            return dataclasses.replace(known, worst=known.worst[:count], flips=known.flips[:count])
+        found = worst_samples(*self._models(), self._dataset(), metric=metric, count=count, labels="auto", **self._common)
+        self.findings.samples = self._stamped(found)
         self._keep("samples", self.findings.samples)
         return self.findings.samples
 
@@ -433,51 +543,85 @@ class Study:
     ) -> Findings:
         """Makes all analyses, in the order in which Horizon's ``runall`` has them, and the diagnosis.
 
+        Without a float model those that need it are left out, which a note of the run tells.
+
         Args:
             metric: Ranks nodes and samples.
             threshold: Of the sensitivity analysis.
             say: Told what comes next.
         """
+        self.check_metric(metric)
         for words, analysis in self._analyses(metric, threshold):
             say(words)
             analysis()
         return self.findings
+
+    def check_metric(self, metric: str) -> None:
+        """Refuses, before anything is measured, a metric that neither we nor the task metrics have.
+
+        Raises:
+            OptionError: For an unknown metric.
+        """
+        known = [*METRICS, *task_functions(self._task_metrics)]
+        if metric not in known:
+            raise OptionError(f"got metric {metric!r}, expected one of {', '.join(known)}.{did_you_mean(metric, known)}")
+
+    @property
+    def _task_metrics(self) -> TaskMetrics:
+        """Those of the run; with evaluation data, which is there for them, accuracy where none is named."""
+        return self._metrics or (("top_1",) if self._evaluation is not None else ())
 
     def _analyses(self, metric: str, threshold: float | None) -> Iterator[tuple[str, Callable[[], Any]]]:
         yield "the error of each layer", self.run_with_parts
         yield "the graph", self.graph
         if self._evaluation is not None:
             yield "float and quantized model on the evaluation data", self.scores
-        yield "the samples that differ most", lambda: self.samples(metric=metric)
+        if self.pair.floating is None:
+            self._note(
+                "without a float model there are no samples that differ most, no sensitivity, no accumulated error and no "
+                "sensitivity analysis; run again with --float MODEL"
+            )
+            yield "distributions and channels", self.profiles
+            yield "diagnosis", self.diagnosis
+            return
+        # Samples are ranked by what single ones have.
+        yield "the samples that differ most", lambda: self.samples(metric=metric if metric in RANKING else "sqnr_db")
+        tasks = self._task_metrics if metric not in METRICS or self._has_labels() else ()
         for mode in ("weights", "activation", "node"):
             words = {"weights": "its weights alone", "activation": "its input activations alone", "node": "each node alone"}
-            with_labels = self._metrics if mode == "node" and self._has_labels() else ()
+            own = tasks if mode == "node" or metric not in METRICS else ()
             yield (
                 f"sensitivity: {words[mode]} quantized",
-                lambda mode=mode, task=with_labels: self._tolerated(mode, metric, task),  # type: ignore[misc]
+                lambda mode=mode, task=own: self._tolerated(mode, metric, task),  # type: ignore[misc]
             )
         yield "distributions and channels", self.profiles
         yield "accumulated error: all, weights, activations", self.curves
         yield (
             "sensitivity analysis: the most sensitive nodes left float",
-            lambda: self.steps(metric=metric, threshold=threshold),
+            lambda: self.steps(metric=metric, threshold=threshold, task_metrics=tasks),
         )
         yield "diagnosis", self.diagnosis
 
     def _has_labels(self) -> bool:
-        if not self._metrics:
+        if not self._task_metrics:
             return False
         with contextlib.closing(iter(self._dataset())) as samples:  # type: ignore[type-var]
             return next(samples).label is not None
 
-    def _tolerated(self, mode: str, metric: str, task: Sequence[str | Callable[..., Any]]) -> None:
-        """Measures one mode; a model without quantized weights has no sensitivity to them, which is no failure."""
+    def _tolerated(self, mode: str, metric: str, task: TaskMetrics) -> None:
+        """Measures one mode; a model without quantized weights, or activations, has no sensitivity to them: no failure."""
         try:
             self.sensitivity(mode, metric=metric, task_metrics=task)
         except ModelError as error:
-            if mode != "weights":
+            if mode == "node":
                 raise
-            self.findings.run.notes.append(f"sensitivity to weights: {error}")
+            self._note(f"sensitivity of mode {mode}: {error}")
+
+    def _note(self, words: str) -> None:
+        """Notes something about the run, once."""
+        if words not in self.findings.run.notes:
+            self.findings.run.notes.append(words)
+            self.findings.run.save(self.folder / "run.json")
 
     def __repr__(self) -> str:
         return f"Study({self.folder}, {len(self.findings.run.layers)} layers)"
@@ -488,6 +632,24 @@ def _without_faults(backend: Backend, run: Run) -> Backend:
     if run.provenance.get("kernel_fault") and backend.kernels == "auto" and not backend.delegates:
         return backend._replace(kernels="builtin")
     return backend
+
+
+def _with_defaults(backend: Backend, setup: Setup) -> Backend:
+    """Returns the backend, with the run's own where nothing else was asked for."""
+    runtime = setup.runtime if backend.runtime == "auto" else backend.runtime
+    plain = backend.kernels == "auto" and not backend.delegates
+    return backend._replace(runtime=runtime, kernels=setup.kernels if plain else backend.kernels)
+
+
+def lasting(source: Any) -> str | None:
+    """Returns data as the command line takes it, with paths that hold in any folder; None for an object."""
+    if not isinstance(source, (str, os.PathLike)):
+        return None
+    text = os.fspath(source)
+    prefix, path, rest = ("images:", *text[7:].partition("?")[::2]) if text.startswith("images:") else ("", text, "")
+    if text == "example" or not path or not Path(path).exists():
+        return text
+    return prefix + str(Path(path).absolute()) + ("?" + rest if rest else "")
 
 
 def _data(text: str | None, which: str) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tflite_qdebug.analyses.layer_error import run_debug_model
 from tflite_qdebug.analyses.mixed_pair import MixedPair, open_mixed
-from tflite_qdebug.collect import Backend
+from tflite_qdebug.collect import Backend, LayerMetrics
 from tflite_qdebug.edit import DebugModel
 from tflite_qdebug.edit.mixed import ACTIVATION, FLOAT, NODE, WEIGHTS, MixedModels, Node
 from tflite_qdebug.errors import OptionError, did_you_mean
@@ -36,6 +38,8 @@ def accumulated_error(
 ) -> tuple[Curve, ...]:
     """Measures the error at every node's output, against the float model's, in partly quantized models.
 
+    A curve's run has all columns of `Run.columns`, ``mre`` among them.
+
     Args:
         float_model: As for `pair_error`.
         quantized_model: As for `pair_error`.
@@ -60,6 +64,9 @@ def accumulated_error(
     """
     backend = backend or Backend()
     mixed = open_mixed(float_model, quantized_model, debug_dataset, signature=signature, limit=limit, backend=backend)
+    for option, entries in (("quantized", quantized), ("left_float", left_float)):
+        if isinstance(entries, str):
+            raise OptionError(f"got {option}={entries!r}, expected a list of groups, such as [{entries!r}]")
     asked = list(quantized) or ([] if left_float else [ALL, "weights", "activation"])
     wanted = [_quantized_group(mixed.models, _as_group(entry)) for entry in asked]
     wanted += [_float_group(mixed.models, _as_group(entry)) for entry in left_float]
@@ -77,10 +84,15 @@ def accumulated_error(
 
 
 def _is_of(curve: Curve, mixed: MixedPair) -> bool:
-    """True where a curve was measured on these models and samples."""
+    """True where a curve was measured on these models and samples, with all that a curve has by now."""
     ran = curve.run.provenance
     models = (ran.get("float_model_sha256"), ran.get("quantized_model_sha256"))
-    return models == mixed.hashes and ran.get("debug_dataset") == mixed.dataset.description
+    same = models == mixed.hashes and ran.get("pair_and_samples") == _identity(mixed)
+    return same and curve.run.statistics.has_relative_errors
+
+
+def _identity(mixed: MixedPair) -> str:
+    return hashlib.sha256(json.dumps(mixed.identity).encode()).hexdigest()
 
 
 def _as_group(entry: str | Sequence[str]) -> tuple[str, ...]:
@@ -97,7 +109,8 @@ def _quantized_group(models: MixedModels, names: tuple[str, ...]) -> _Group:
     words = {GROUPS[name] for name in names if name in GROUPS}
     form = words.pop() if len(words) == 1 else NODE
     nodes = [_node(models, name) for name in names if name not in GROUPS and name != ALL]
-    chosen = nodes or [node for node in models.nodes if node.quantized]
+    # Nodes narrow a word down, but beside all of them one more says nothing.
+    chosen = nodes if nodes and ALL not in names else [node for node in models.nodes if node.quantized]
     title = " + ".join(names) if len(names) <= 2 else f"{names[0]} + {len(names) - 1} more"
     return title, names, (), {node.operator: form for node in chosen}
 
@@ -125,8 +138,10 @@ def _measured(mixed: MixedPair, forms: dict[int, str], name: str, backend: Backe
     debug_model = partly_quantized(mixed.models, lambda node: forms.get(node.operator, FLOAT), mixed.is_stateful)
     described = {"model": mixed.pair.origin, "quantized_model_sha256": mixed.pair.quantized.sha256, "partly_quantized": name}
     floating = None if mixed.pair.floating is None else mixed.pair.floating.data
-    run = run_debug_model(debug_model, mixed.samples(), backend, None, floating, progress, described)
+    metrics = LayerMetrics(relative=True)
+    run = run_debug_model(debug_model, mixed.samples(), backend, metrics, floating, progress, described)
     run.provenance["quantized_model_sha256"] = mixed.pair.quantized.sha256
+    run.provenance["pair_and_samples"] = _identity(mixed)
     return run
 
 

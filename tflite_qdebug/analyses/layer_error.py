@@ -42,7 +42,7 @@ def layer_error(
         whole_model: Measure the error accumulated up to each layer, instead of what the layer itself adds.
         limit: Take the first so many samples.
         backend: Which code runs the model.
-        metrics: The user's own metrics.
+        metrics: The user's own metrics, and whether to measure the mean relative error too.
         progress: As in `progress.track`.
         **options: Denylists, types and so on, as in `CalibratedModel.quantize`.
 

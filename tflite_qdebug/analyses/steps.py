@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -76,8 +77,12 @@ def leave_float(
     known = [*METRICS, *functions]
     if metric not in known:
         raise OptionError(f"got metric {metric!r}, expected one of {', '.join(known)}.{did_you_mean(metric, known)}")
-    if not nodes or most < 1:
-        raise OptionError("got no node to be left float, expected at least one")
+    if isinstance(nodes, str) or not nodes:
+        raise OptionError(f"got {nodes!r} as the nodes to be left float, expected a list of at least one name")
+    if most < 1:
+        raise OptionError(f"got most={most}, expected 1 or more nodes to be left float")
+    if threshold is not None and math.isnan(threshold):
+        raise OptionError("got NaN as the threshold, which no value meets; expected a number")
     threshold = THRESHOLDS.get(metric) if threshold is None else threshold
     backend = backend or Backend()
     mixed = open_mixed(float_model, quantized_model, debug_dataset, signature=signature, limit=limit, backend=backend)
@@ -129,38 +134,59 @@ class _Runner:
 
     def key(self, operators: list[int]) -> str:
         """Returns what tells this analysis from others."""
-        mixed = self._mixed
-        described = [mixed.hashes, operators, mixed.dataset.description, list(self._task.functions), self._backend.kernels]
+        described = [
+            self._mixed.identity,
+            self._task.identity,
+            operators,
+            self._backend.runtime,
+            self._backend.kernels,
+            [list(delegate) for delegate in self._backend.delegates],
+        ]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
     def run(self, step: int, steps: int, model: MixedModel, kept: Kept) -> OutputErrors:
         """Measures one step; the float model's own task metrics on the way."""
         names = ["all quantized" if not step else f"{step} left float", "float"]
         errors, following = kept.state(step, OutputErrors(names, self._mixed.models.output_names, tuple(self._task.functions)))
+        before = kept.about(step)
+        if not before.get("complete"):
+            errors, before = self._measured(step, steps, model, kept, errors, following)
+        self._ran = before["ran"] or self._ran
+        self.notes += before["notes"]
+        self.float_metrics = {name: float(errors.metric(name)[1, 0]) for name in self._task.functions}
+        return errors.select([0])
+
+    def _measured(
+        self, step: int, steps: int, model: MixedModel, kept: Kept, errors: OutputErrors, following: int
+    ) -> tuple[OutputErrors, dict[str, Any]]:
+        """Goes on with one step; returns its errors, and which code ran and what the reader must know."""
+        before = kept.about(step)
         workers = self._backend.pool(
             lambda: _Worker(self._mixed, model, self._task, self._backend),
             f"leaving {step} nodes float",
             finish=_Worker.described,
             own_functions=self._task.own,
         )
-        samples = self._mixed.samples()
+        samples, complete = self._mixed.samples(), False
         tracked = track(samples, f"sensitivity analysis, step {step} of {steps}", samples.length, self._progress)
+
+        def about() -> dict[str, Any]:
+            notes = [*before.get("notes", ()), *workers.notes, *(note for _, found in workers.finished for note in found)]
+            ran = workers.finished[-1][0] if workers.finished else before.get("ran", {})
+            return {"notes": list(dict.fromkeys(notes)), "ran": ran, "complete": complete}
+
         try:
             for index, rows, task in map_samples(_Worker.measure, workers, (s for s in tracked if s.index >= following)):
                 errors.add(index, rows, task)
                 following = index + 1
-                kept.keep(step, errors, following)
+                kept.keep(step, errors, following, about=about())
+            complete = True
         finally:
             if errors.samples:
-                kept.keep(step, errors, following, now=True)
+                kept.keep(step, errors, following, now=True, about=about())
         if not errors.samples:
             raise DatasetError("the debug dataset yielded no samples")
-        self.notes += workers.notes
-        for provenance, notes in workers.finished:
-            self._ran = provenance
-            self.notes += notes
-        self.float_metrics = {name: float(errors.metric(name)[1, 0]) for name in self._task.functions}
-        return errors.select([0])
+        return errors, about()
 
     def provenance(self, samples: int) -> dict[str, Any]:
         """Returns what is needed to repeat it."""

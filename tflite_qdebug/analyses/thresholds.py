@@ -59,6 +59,8 @@ class Thresholds:
     kernel_error: float = 4.0
     #: Share of the values. Below one in five a tail is too rare to matter for the tensor's error.
     negative_tail: float = 0.2
+    #: Steps. A tail of 8 steps still has its shape; behind a sound model's activation it has 8 to 16.
+    tail_steps: float = 8.0
     #: The least value of swish is -0.278, of hard-swish -0.375, of GELU -0.170.
     tail_depth: float = -0.4
     #: Times. The error relative to the signal is 10 dB greater behind the operator than before it.

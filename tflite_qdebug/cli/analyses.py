@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tflite_qdebug import example
+from tflite_qdebug.analyses.evaluation import task_functions
 from tflite_qdebug.cli import runs
-from tflite_qdebug.cli.options import backend_of
+from tflite_qdebug.cli.options import QUANTIZING, backend_of
 from tflite_qdebug.cli.output import Screen
 from tflite_qdebug.cli.verbs import progress
-from tflite_qdebug.errors import OptionError
+from tflite_qdebug.errors import OptionError, did_you_mean
 from tflite_qdebug.findings import Findings, Profile
+from tflite_qdebug.output_error import METRICS
 from tflite_qdebug.reports.charts import save_charts
 from tflite_qdebug.reports.diagnosis import diagnosis_lines
 from tflite_qdebug.reports.html import write_report
 from tflite_qdebug.reports.profiles import channel_table, profile_table, write_channel_csv, write_profile_csv
 from tflite_qdebug.reports.samples import flip_sentence, sample_table, write_samples_csv
 from tflite_qdebug.reports.sensitivity import (
+    CURVE_METRICS,
+    curve_metric,
     curve_table,
     sensitivity_table,
     steps_table,
@@ -30,6 +35,7 @@ from tflite_qdebug.reports.sensitivity import (
     write_sensitivity_csv,
     write_steps_csv,
 )
+from tflite_qdebug.reports.tables import write_csv
 from tflite_qdebug.study import SETUP, Study
 
 _WORDS = {
@@ -123,22 +129,29 @@ def _ran(provenance: Mapping[str, Any]) -> str:
 
 def curves(arguments: argparse.Namespace, screen: Screen) -> None:
     """Measures accumulated error."""
+    metric = curve_metric(arguments.rank_by)  # a wrong name is told before anything is measured
     study = _study(arguments)
     found = study.curves(
         [_group(text, "--quantize") for text in arguments.quantize],
         [_group(text, "--leave-float") for text in arguments.leave_float],
     )
     ran = _ran(found[0].run.provenance)
-    screen.table(*curve_table(found), title=f"SQNR in dB at nodes' outputs, against the float model; {ran}")
+    title = f"{CURVE_METRICS[metric]} at nodes' outputs, against the float model; {ran}"
+    screen.table(*curve_table(found, metric), title=title)
     for curve in found:
         screen.notes(f"{curve.name}: {note}" for note in curve.run.notes)
     path = study.folder / "accumulate_error" / "curves.csv"
     write_curves_csv(found, path, average=arguments.average)
     screen.say(f"all nodes: {path}")
-    metrics = ("sqnr_db", "cosine", "rmse", "max_abs_error")
-    columns = {curve.name: curve.run.columns() for curve in found}
+    # Two groups of several nodes may be called alike.
+    names = [curve.name for curve in found]
+    titles = [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names, 1)]
+    columns = {title: curve.run.columns() for title, curve in zip(titles, found, strict=True)}
     screen.result(
-        {name: {"node": own["node"].tolist(), **{key: own[key].tolist() for key in metrics}} for name, own in columns.items()}
+        {
+            name: {"node": own["node"].tolist(), **{key: own[key].tolist() for key in CURVE_METRICS}}
+            for name, own in columns.items()
+        }
     )
 
 
@@ -164,10 +177,13 @@ def steps(arguments: argparse.Namespace, screen: Screen) -> None:
         threshold=arguments.threshold,
         most=arguments.most,
         task_metrics=_task_metrics(arguments, study),
+        large_is_bad=arguments.lower_is_better,
     )
     screen.table(*steps_table(found), title=f"nodes left float one after another; {_ran(found.provenance)}")
     screen.notes(found.notes)
-    if found.met is None:
+    if math.isnan(found.threshold):
+        screen.say(f"{found.metric} has no threshold of its own; --threshold sets one")
+    elif found.met is None:
         screen.say(f"no step meets {found.metric} {found.threshold:g}")
     else:
         screen.say(f"{found.met} nodes in float meet {found.metric} {found.threshold:g} (*)")
@@ -208,7 +224,8 @@ def channels(arguments: argparse.Namespace, screen: Screen) -> None:
 
 def _top_nodes(study: Study) -> list[str]:
     run = study.findings.run
-    return [run.layers[position].node for position in run.worst(count=5)]
+    known = {profile.node for profile in study.profiles() if profile.channels is not None}
+    return [node for node in (run.layers[position].node for position in run.worst()) if node in known][:5]
 
 
 def _figures(profile: Profile) -> dict[str, Any]:
@@ -276,7 +293,9 @@ def report(arguments: argparse.Namespace, screen: Screen) -> None:
 def runall(arguments: argparse.Namespace, screen: Screen) -> None:
     """Makes every analysis, and the report."""
     place = Path(arguments.model or "")
-    if arguments.model is not None and ((place / SETUP).exists() or place.name == "run.json"):
+    saved = (place / SETUP).exists() or (place / "run.json").exists() or place.name == "run.json"
+    if arguments.model is not None and saved:
+        _refuse_other_runs(arguments)
         arguments.run = arguments.model
     else:
         arguments.run = _run_first(arguments)
@@ -288,7 +307,11 @@ def runall(arguments: argparse.Namespace, screen: Screen) -> None:
         number += 1
         screen.say(f"{number}. {words}")
 
-    findings = study.all(metric=arguments.rank_by, threshold=arguments.threshold, say=say)
+    try:
+        findings = study.all(metric=arguments.rank_by, threshold=arguments.threshold, say=say)
+    except BaseException:
+        screen.say(f"what is finished is kept; to go on: tflite-qdebug runall {study.folder}")
+        raise
     _write_tables(study)
     report_path = write_report(findings, study.folder / "report.html")
     paths = [] if arguments.no_charts else save_charts(findings, study.folder, nodes=_charted(findings))
@@ -308,8 +331,26 @@ def _charted(findings: Findings) -> list[str]:
     return [node for node in dict.fromkeys([*nodes, *(suspect.node for suspect in suspects)]) if node in known]
 
 
+#: Options of ``runall`` that say how the run is made.
+_OF_THE_RUN = ("--output", "--float", "--quantized", "--representative-data", "--signature-data", "--kind", *QUANTIZING)
+_OF_THE_RUN += ("--whole-model", "--parts", "--sequence", "--calibration", "--criterion")
+
+
+def _refuse_other_runs(arguments: argparse.Namespace) -> None:
+    given = [option for option in _OF_THE_RUN if runs.was_given(arguments, option)]
+    if given:
+        raise OptionError(
+            f"got {', '.join(given)} with {arguments.model}, which holds a run already and is gone on with; expected a model "
+            "in its place, to make another run, or none of these options"
+        )
+
+
 def _run_first(arguments: argparse.Namespace) -> str:
     """Runs the verb ``run``, silently, and returns its folder."""
+    known = [*METRICS, *task_functions(arguments.metric or ["top_1"])]
+    if arguments.rank_by not in known:
+        nearest = did_you_mean(arguments.rank_by, known)
+        raise OptionError(f"got --rank-by {arguments.rank_by!r}, expected one of {', '.join(known)}.{nearest}")
     arguments.output = arguments.output or "qdebug"
     if (Path(arguments.output) / "run.json").exists():
         raise OptionError(
@@ -327,15 +368,13 @@ def _run_first(arguments: argparse.Namespace) -> str:
 def _write_tables(study: Study) -> None:
     """Writes what the single verbs write."""
     findings = study.findings
-    writers: list[tuple[str, Callable[[Path], None]]] = [
-        ("accumulate_error/curves.csv", lambda path: write_curves_csv(findings.curves, path)),
-        ("data_distribution/distributions.csv", lambda path: write_profile_csv(findings.profiles, path)),
-    ]
+    write_csv(findings.run, study.folder / "layers.csv")  # it may have been measured anew, with its parts
+    write_profile_csv(findings.profiles, study.folder / "data_distribution" / "distributions.csv")
+    if findings.curves:
+        write_curves_csv(findings.curves, study.folder / "accumulate_error" / "curves.csv")
     for mode, found in findings.sensitivity.items():
         write_sensitivity_csv(found, study.folder / "node_sensitivity" / f"{mode}.csv")
     if findings.steps is not None:
         write_steps_csv(findings.steps, study.folder / "sensitivity_analysis" / "steps.csv")
     if findings.samples is not None:
         write_samples_csv(findings.samples, study.folder / "samples.csv")
-    for name, write in writers:
-        write(study.folder / name)

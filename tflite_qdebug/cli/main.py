@@ -72,6 +72,7 @@ examples:
   tflite-qdebug accumulated-error results
   tflite-qdebug accumulated-error results --quantize weights --quantize '["model/conv1/Relu", "model/conv2/Relu"]'
   tflite-qdebug accumulated-error results --leave-float 'model/conv1/Relu' --average
+  tflite-qdebug accumulated-error results --rank-by mre
 """,
     "sensitivity-analysis": """\
 examples:
@@ -204,13 +205,13 @@ def parser() -> argparse.ArgumentParser:
     add(
         "accumulated-error",
         "the error at every node's output in partly quantized models",
-        ["run", "--quantize", "--leave-float", "--average", *data],
+        ["run", "--quantize", "--leave-float", "--rank-by", "--average", *data],
         aliases=("plot-acc-error",),
     )
     add(
         "sensitivity-analysis",
         "the error at the outputs as the most sensitive nodes are left float, one after another",
-        ["run", "--node", "--rank-by", "--threshold", "--most", *data],
+        ["run", "--node", "--rank-by", "--lower-is-better", "--threshold", "--most", *data],
     )
     add(
         "distribution",

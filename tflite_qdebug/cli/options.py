@@ -84,7 +84,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--rank-by": {
         "metavar": "METRIC",
         "default": "sqnr_db",
-        "help": "sqnr_db, cosine, mse, mre, chebyshev, kl, flips, or the name of a --metric (default: sqnr_db)",
+        "help": "sqnr_db, cosine, mse, mre, chebyshev, kl, flips, or the name of a --metric (default: sqnr_db); of accumulated "
+        "error, what is shown: one of the first five, or rmse",
     },
     "--memory": {
         "metavar": "SIZE",
@@ -221,8 +222,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--criterion": {
         "metavar": "COLUMN",
         "help": "column that ranks the layers: rmse_over_scale, severity (comparable between all kinds of layers, and apart "
-        "from errors of the layers before), rmse, sqnr_db, cosine, max_abs_error... (default: rmse_over_scale where that says "
-        "all, else severity)",
+        "from errors of the layers before), rmse, sqnr_db, cosine, mse, mre, max_abs_error... (default: rmse_over_scale where "
+        "that says all, else severity)",
     },
     "--count": {"metavar": "N", "type": int, "default": 10, "help": "how many of the worst layers to show (default: 10)"},
     "--metric": {

@@ -14,6 +14,7 @@ from tflite_qdebug.analyses.pairs import FEW, load_quantized_model, pair_errors
 from tflite_qdebug.cli.options import QUANTIZING, backend_of, pairs_of, quantize_options
 from tflite_qdebug.cli.output import Folder, Screen
 from tflite_qdebug.cli.verbs import calibrate, data, evaluated, load, named_models, plain, progress, show_run, write_run
+from tflite_qdebug.collect import LayerMetrics
 from tflite_qdebug.conversion import CALIBRATED_KINDS, KINDS, CalibratedModel, FloatModel, load_float_model
 from tflite_qdebug.datasets import open_dataset
 from tflite_qdebug.edit import DebugModel
@@ -21,7 +22,7 @@ from tflite_qdebug.errors import OptionError, did_you_mean
 from tflite_qdebug.record import Run
 from tflite_qdebug.reports.side_by_side import side_by_side, side_by_side_table, write_side_by_side
 from tflite_qdebug.statistics import ErrorStatistics
-from tflite_qdebug.study import Setup
+from tflite_qdebug.study import Setup, lasting
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> None:
@@ -44,6 +45,11 @@ def _parts(arguments: argparse.Namespace) -> int | bool | None:
     if not arguments.parts.isdigit():
         raise OptionError(f"got --parts {arguments.parts!r}, expected a number of samples, or nothing behind it for all")
     return int(arguments.parts)
+
+
+def _metrics(arguments: argparse.Namespace) -> LayerMetrics:
+    """Returns what to measure besides what every run has: what the layers are to be ranked by."""
+    return LayerMetrics(relative=arguments.criterion == "mre")
 
 
 def _run_here(arguments: argparse.Namespace, screen: Screen, parts: int | bool | None) -> None:
@@ -99,16 +105,22 @@ def _write_setup(
     debug_data = arguments.debug_data
     if debug_data is None:
         debug_data = "example" if arguments.model == "example" else arguments.representative_data
+        if arguments.model != "example" and debug_data == "example":  # which names the debug data where debug data is read
+            debug_data = "tflite_qdebug.example:representative_dataset"
+    signature = next(iter(runs.values())).provenance.get("options", {}).get("signature")
+    debug_data = pairs_of(arguments.signature_data, "--signature-data", "KEY=DATA").get(signature or "", debug_data)
     evaluation = arguments.evaluation_data or ("example" if arguments.model == "example" else None)
     Setup(
         float_model,
         quantized,
-        debug_data,
-        evaluation,
+        lasting(debug_data),
+        lasting(evaluation),
         tuple(arguments.metric or ()),
         arguments.label_offset,
         arguments.limit,
-        next(iter(runs.values())).provenance.get("options", {}).get("signature"),
+        signature,
+        arguments.runtime,
+        arguments.kernels,
     ).save(folder.path)
 
 
@@ -130,7 +142,14 @@ def _debug_run(
     options = {"model": float_model.origin, "sequence": arguments.sequence, **described}
     with _kept(folder, screen):
         return run_debug_model(
-            debug_model, dataset, backend, None, float_model.data, progress(arguments), options, not arguments.sequence
+            debug_model,
+            dataset,
+            backend,
+            _metrics(arguments),
+            float_model.data,
+            progress(arguments),
+            options,
+            not arguments.sequence,
         )
 
 
@@ -158,7 +177,8 @@ def _run_pairs(arguments: argparse.Namespace, screen: Screen, parts: int | bool)
             _write_setup(arguments, place, "float.tflite" if float_model else None, "quantized.tflite", measured[name])
     if len(models) > 1:
         results["comparison"] = _compared(screen, folder, {name: next(iter(runs.values())) for name, runs in measured.items()})
-    if arguments.evaluation_data is not None:
+    # 'runall' evaluates among its analyses, and keeps what comes of it.
+    if arguments.evaluation_data is not None and arguments.verb != "runall":
         compared = {**({"float": float_model} if float_model else {}), **models}
         results["evaluation"] = evaluated(arguments, screen, compared).to_dict()
     provenance = {name: {part: run.provenance for part, run in runs.items()} for name, runs in measured.items()}
@@ -189,6 +209,7 @@ def _pair_runs(
             signature_datasets=signatures,
             limit=arguments.limit,
             backend=backend_of(arguments),
+            metrics=_metrics(arguments),
             progress=progress(arguments),
         )
 
@@ -257,12 +278,13 @@ def _refuse_unfit(arguments: argparse.Namespace) -> None:
         )
     if arguments.debug_data is None and not arguments.signature_data:
         raise OptionError("--debug-data is needed; see --help for the forms that data may have")
-    unfit = [name for name in ("--representative-data", "--kind", *QUANTIZING) if _was_given(arguments, name)]
+    unfit = [name for name in ("--representative-data", "--kind", *QUANTIZING) if was_given(arguments, name)]
     if unfit:
         raise OptionError(f"got {', '.join(unfit)} with --quantized, which is quantized already; expected none of these")
 
 
-def _was_given(arguments: argparse.Namespace, option: str) -> bool:
+def was_given(arguments: argparse.Namespace, option: str) -> bool:
+    """Returns whether the command line has an option."""
     return any(word == option or word.startswith(option + "=") for word in arguments.words)
 
 

@@ -117,9 +117,8 @@ class MixedModels:
             )
         self.output_names = tuple(self.floats.graph.tensor(self.floats.at[root]).name for root in self.outputs)
         covered = {operator.index for node in self.nodes for value in node.values for operator in self.operators(value)}
-        self.left_out = tuple(
-            self.graph.tensor(operator.outputs[0]).name for operator in self.graph.operators if operator.index not in covered
-        )
+        left_out = [operator for operator in self.graph.operators if operator.index not in covered]
+        self.left_out = tuple(self.graph.tensor(op.outputs[0]).name if op.outputs else op.name for op in left_out)
 
     def operators(self, value: int) -> list[Operator]:
         """Returns the quantized model's operators between a value and the values before it."""

@@ -218,7 +218,7 @@ def accumulated_error(
 
     Args:
         curves: At least one.
-        metric: A numeric column of a run: ``sqnr_db`` in dB, ``cosine``...
+        metric: A numeric column of a run: ``sqnr_db`` in dB, ``cosine``, ``mse``, ``mre``...
         running_mean: Show the mean over so many nodes, a node and those before it; 0 or 1: none.
         marked: Names of nodes to ring on the first curve.
         title: Instead of the chart's own.
@@ -272,11 +272,7 @@ def accumulated_error(
 
 
 def _curve_rows(curve: Curve, metric: str, running_mean: int, places: dict[str, int]) -> Iterator[dict[str, Any]]:
-    columns = curve.run.columns()
-    if metric not in columns or columns[metric].dtype == object:
-        known = [name for name, values in columns.items() if values.dtype != object]
-        raise OptionError(f"got metric {metric!r}, expected one of {', '.join(known)}.{did_you_mean(metric, known)}")
-    values = columns[metric].astype(np.float64)
+    values = curve.run.numbers(metric, "metric")
     if running_mean > 1:
         values = _smoothed(values, running_mean)
     for layer, value in zip(curve.run.layers, values, strict=True):
@@ -477,8 +473,9 @@ def sensitivity_steps(steps: Steps, metric: str | None = None) -> Any:
         layers.append(threshold.mark_rule(color=VERMILION, strokeDash=[6, 3], strokeWidth=2).encode(y="y:Q"))
         met = "no step meets it" if steps.met is None else f"met with {steps.met} left float (ring)"
         subtitle = f"dashed line: threshold {number(steps.threshold, 4)}, {met}; {subtitle}"
-        ring = base.mark_point(color=GREEN, filled=False, size=260, strokeWidth=3).encode(y=y)
-        layers.append(ring.transform_filter(altair.datum.met))
+        if steps.met is not None:
+            ring = base.mark_point(color=GREEN, filled=False, size=260, strokeWidth=3).encode(y=y)
+            layers.append(ring.transform_filter(altair.datum.met))
     if metric in steps.float_metrics:
         goal = altair.Chart(_data([{"y": _plain(steps.float_metrics[metric])}]))
         layers.append(goal.mark_rule(color=GREEN, strokeDash=[2, 2], strokeWidth=2).encode(y="y:Q"))
@@ -694,7 +691,8 @@ def channel_boxes(profile: Profile, quantized: bool = False) -> Any:
         raise OptionError(f"{profile.tensor!r} has no axis of channels")
     rows, note = _channel_rows(channels)
     role = "weights" if profile.role == "weights" else profile.role
-    axis = altair.Axis(labelOverlap="greedy", labelAngle=0, grid=False)
+    named = [row["channel"] for row in rows[:: math.ceil(len(rows) / 24)]]
+    axis = altair.Axis(values=named, labelOverlap="greedy", labelAngle=0, grid=False)
     label = "value (real units)"
     base = altair.Chart(_data(rows)).encode(
         x=altair.X("channel:O", title=f"channel (dimension {channels.axis})", axis=axis, sort=None),

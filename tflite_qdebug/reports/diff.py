@@ -275,7 +275,7 @@ def _notes(old: Findings, new: Findings, common: int) -> list[str]:
 
 def _sentence(layers: tuple[LayerChange, ...], outputs: tuple[NumberChange, ...], scores: tuple[NumberChange, ...]) -> str:
     counts = {verdict: sum(layer.verdict == verdict for layer in layers) for verdict in ("better", "worse", "same")}
-    parts = [f"{counts['better']} layers are better, {counts['worse']} worse, {counts['same']} as they were"]
+    parts = [f"layers: {counts['better']} better, {counts['worse']} worse, {counts['same']} as they were"]
     main = next((c for c in scores if c.name == "quantized" and not math.isnan(c.change)), None)
     if main is not None and main.quantity != "bytes":
         parts.append(f"{main.quantity} of the quantized model goes from {number(main.old)} to {number(main.new)}")

@@ -192,6 +192,7 @@ def describe(findings: Findings, pages: int = 20) -> Report:
     """
     view = _View(findings)
     chosen = charts.notable_nodes(findings, pages)
+    with_charts = {view.places[node] for node in chosen}
     diagnosis = findings.diagnosis
     curves = charts.known_curves(findings)
     suspects = [suspect.node for suspect in diagnosis.suspects] if diagnosis else []
@@ -217,8 +218,10 @@ def describe(findings: Findings, pages: int = 20) -> Report:
         rows=tuple(view.rows(columns)),
         sorted_by=findings.run.default_criterion,
         operators=tuple(sorted({layer.op_name for layer in findings.run.layers})),
-        pages=tuple(view.page(node, with_charts=True) for node in chosen),
-        light=tuple(view.page(layer.node, with_charts=False) for layer in view.unique() if layer.node not in set(chosen)),
+        pages=tuple(view.page(view.places[node], with_charts=True) for node in chosen),
+        light=tuple(
+            view.page(place, with_charts=False) for place in range(len(findings.run.layers)) if place not in with_charts
+        ),
         sections=tuple(_sections(view)),
         notes=tuple(_notes(findings)),
         provenance=tuple(_provenance(findings)),
@@ -260,9 +263,6 @@ class _View:
             mode: dict(zip(found.nodes, found.values().tolist(), strict=True)) for mode, found in findings.sensitivity.items()
         }
 
-    def unique(self) -> list[Any]:
-        return [self.run.layers[place] for place in self.places.values()]
-
     def link(self, node: str, op_name: str = "", words: str = "") -> Link:
         place = self.places.get(node, -1)
         return Link(node, self.labels.get(node) or node, op_name or self.run.layers[place].op_name, place, words)
@@ -296,14 +296,14 @@ class _View:
             return float(self.sensitive["node"].get(self.run.layers[place].node, math.nan))
         return float(self.columns[key][place])
 
-    def page(self, node: str, with_charts: bool) -> Page:
-        place = self.places[node]
+    def page(self, place: int, with_charts: bool) -> Page:
+        node = self.run.layers[place].node
         profiles = [profile for profile in self.findings.profiles if profile.node == node] if with_charts else []
         entry = next((entry for entry in self.findings.graph if node in entry.nodes), None)
         before, behind = self.neighbours(node)
         lines = [suspect.line for suspect in self.causes.get(node, ()) if suspect.line]
         return Page(
-            link=self.link(node),
+            link=dataclasses.replace(self.link(node), layer=place),
             causes=tuple(_causes(self.causes.get(node, ()))),
             line=_denylist([node]) if _denylist([node]) not in lines else "",
             figures=tuple((title, tuple(found)) for title, found in self.figures(place, profiles, entry) if found),
@@ -327,7 +327,7 @@ class _View:
 
     def facts(self, place: int, entry: GraphNode | None) -> Iterator[tuple[str, str]]:
         layer = self.run.layers[place]
-        yield "output shape", " × ".join(str(size) for size in layer.shape) or "scalar"
+        yield "output shape", " × ".join("any" if size < 0 else str(size) for size in layer.shape) or "scalar"
         yield "type of the output", layer.dtype
         if entry is not None:
             yield from ((str(name), str(value)) for name, value in entry.options.items())

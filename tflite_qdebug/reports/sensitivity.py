@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tflite_qdebug.errors import OptionError, did_you_mean
 from tflite_qdebug.findings import Curve, Sensitivity, Steps
 from tflite_qdebug.output_error import OutputErrors
 from tflite_qdebug.reports.tables import number, shortened, write_columns
 
 __all__ = [
+    "CURVE_METRICS",
+    "curve_metric",
     "curve_table",
     "sensitivity_table",
     "steps_table",
@@ -29,6 +32,19 @@ _TITLES = {
     "kl": "KL nats",
     "flips": "flips",
 }
+
+#: The columns of a run that a table of curves can show, and their units; real units are the tensor's.
+CURVE_METRICS = {
+    "sqnr_db": "SQNR in dB",
+    "cosine": "cosine similarity",
+    "mse": "MSE in real units squared",
+    "mre": "MRE, mean |error| / |float value|,",
+    "rmse": "RMSE in real units",
+    "max_abs_error": "greatest error in real units",
+}
+# What the errors at a model's outputs are called by is understood here too.
+_SAME = {"chebyshev": "max_abs_error"}
+_AVERAGED = ("sqnr_db", "cosine", "mse", "mre")
 
 
 def _shown(errors: OutputErrors, metric: str) -> list[str]:
@@ -100,10 +116,36 @@ def _metric_columns(errors: OutputErrors, order: Sequence[int]) -> dict[str, Seq
     return columns
 
 
+def curve_metric(name: str) -> str:
+    """Returns the one of `CURVE_METRICS` that is meant: ``chebyshev`` is ``max_abs_error``.
+
+    Raises:
+        OptionError: For any other.
+    """
+    metric = _SAME.get(name, name)
+    if metric not in CURVE_METRICS:
+        known = [*CURVE_METRICS, *_SAME]
+        raise OptionError(
+            f"got metric {name!r} for curves of accumulated error, expected one of {', '.join(known)}."
+            f"{did_you_mean(name, known)}"
+        )
+    return metric
+
+
 def curve_table(curves: Sequence[Curve], metric: str = "sqnr_db", count: int = 12) -> tuple[list[str], list[list[str]]]:
-    """Returns header and rows: some nodes along the way, and each curve's value there; and where it falls most."""
+    """Returns header and rows: some nodes along the way, and each curve's value there.
+
+    Args:
+        curves: At least one.
+        metric: As for `curve_metric`.
+        count: How many nodes.
+
+    Raises:
+        OptionError: For an unknown metric, or one that a curve did not measure.
+    """
+    column_name = curve_metric(metric)
     header = ["operator", "node", *(curve.name for curve in curves)]
-    columns = [curve.run.columns()[metric] for curve in curves]
+    columns = [curve.run.numbers(column_name, "metric") for curve in curves]
     layers = curves[0].run.layers
     chosen = sorted({int(place) for place in np.linspace(0, len(layers) - 1, min(count, len(layers)))})
     rows = [
@@ -118,7 +160,7 @@ def curve_table(curves: Sequence[Curve], metric: str = "sqnr_db", count: int = 1
 
 
 def write_curves_csv(curves: Sequence[Curve], path: str | os.PathLike[str], *, average: bool = False) -> None:
-    """Writes every curve, one row for each node; ``average``: also its running mean.
+    """Writes every curve, one row for each node, with all of `CURVE_METRICS`; ``average``: also the running mean of most.
 
     Raises:
         OutputError: Where it cannot be written.
@@ -128,10 +170,9 @@ def write_curves_csv(curves: Sequence[Curve], path: str | os.PathLike[str], *, a
     for curve in curves:
         own = curve.run.columns()
         names += [curve.name] * len(curve.run.layers)
-        values = {name: own[name] for name in ("node", "op_name", "sqnr_db", "cosine", "rmse", "max_abs_error")}
-        values["mse"] = own["rmse"] ** 2
+        values = {name: own[name] for name in ("node", "op_name", *CURVE_METRICS)}
         if average:
-            values.update({f"{name} mean": running_mean(values[name]) for name in ("sqnr_db", "cosine", "mse")})
+            values.update({f"{name} mean": running_mean(values[name]) for name in _AVERAGED})
         for name, column in values.items():
             columns.setdefault(name, []).extend(column.tolist())
     write_columns({"curve": names, **columns}, path)

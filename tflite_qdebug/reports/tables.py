@@ -17,6 +17,10 @@ from tflite_qdebug.record import Run
 __all__ = ["layer_table", "part_shares", "print_table", "text_table", "whole_table", "write_columns", "write_csv"]
 
 
+# Columns that the table of layers has only where they rank it.
+_RANKED = {"severity": "severity", "mse": "MSE", "mre": "MRE"}
+
+
 def write_csv(run: Run, path: str | os.PathLike[str]) -> None:
     """Writes all columns of a run, one row per layer, in execution order.
 
@@ -78,8 +82,8 @@ def layer_table(
     header = ["#", "operator", "node", "RMSE/scale", "SQNR dB", "cosine", "bias", "max error", "scale", "at ends %", "worst"]
     shares = part_shares(run)
     header += [f"{name} %" for name in shares]
-    ranked = ["severity"] if criterion == "severity" else []
-    header[3:3] = ranked
+    ranked = [criterion] if criterion in _RANKED else []
+    header[3:3] = [_RANKED[name] for name in ranked]
     rows = []
     for position in positions:
         ends = 100 * (columns["saturated_low"][position] + columns["saturated_high"][position])

@@ -191,6 +191,10 @@
   window.addEventListener("hashchange", route);
   document.addEventListener("keydown", (event) => { if (event.key === "Escape" && current) location.hash = "#layers"; });
 
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    if (current) { event.preventDefault(); current.querySelector("h2").focus(); }
+  });
+
   // Lines to copy. A file opened from disk may not have the clipboard's newer interface.
   document.addEventListener("click", (event) => {
     const button = event.target.closest(".copy");

@@ -93,7 +93,7 @@ def histogram(seed: int = 0) -> Histogram:
 def channels(count: int = 5) -> Channels:
     """Returns channels of growing width, of which the first is dead."""
     ramp = np.arange(count, dtype=np.float64)
-    return Channels(3, -ramp, -ramp / 2, ramp * 0, ramp / 2, ramp, ramp * 0, ramp / 3, np.full(1, 0.1))
+    return Channels(3, -ramp, -ramp / 2, ramp * 0, ramp / 2, ramp, ramp * 0, ramp / 4, np.full(1, 0.1))
 
 
 def profile(node: str, role: str = "output") -> Profile:

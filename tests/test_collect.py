@@ -157,12 +157,14 @@ def test_sums_by_hand_of_every_layer() -> None:
             assert result.statistics.worst_sample[position] == worst
 
 
-@pytest.mark.parametrize("kind", ["int8", "int16x8", "dynamic_range"])
+@pytest.mark.parametrize(("name", "kind"), [("mixed", "int8"), ("mixed", "int16x8"), ("long_lstm", "dynamic_range")])
 @pytest.mark.parametrize("statistics", ["numpy", "fastest"])
-def test_relative_errors_by_hand_of_every_layer(kind: str, statistics: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_errors_by_hand_of_every_layer(
+    name: str, kind: str, statistics: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if statistics == "numpy":
         monkeypatch.setattr(collect, "measure_relative", lambda: kernels._relative_with_numpy)
-    model, dataset = debug_model("mixed", kind), numbered(models.samples("mixed", 3))
+    model, dataset = debug_model(name, kind), numbered(models.samples(name, 3))
     result = collected(model, dataset, metrics=LayerMetrics(relative=True))
     zeros = 0
     for position, layer in enumerate(model.layers):
@@ -180,7 +182,7 @@ def test_relative_errors_by_hand_of_every_layer(kind: str, statistics: str, monk
         assert result.statistics.relative_sums[position, 1] == present
         # Float values near zero have the error's rounding in float32 above them: hence no closer.
         assert result.statistics.mre[position] == pytest.approx(total / present, rel=1e-3, abs=1e-6)
-    assert zeros, "some float value of some layer is to be zero"
+    assert zeros or name != "mixed", "some float value of some layer is to be zero"
 
 
 def test_relative_errors_do_not_depend_on_the_workers_and_change_nothing_else() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_charts import rows_of as rows_of_chart
 from test_mixed import built_in, results
 
 from tflite_qdebug.analyses.cumulative_error import accumulated_error
@@ -122,10 +123,9 @@ def test_a_curve_that_did_not_measure_a_metric_is_not_shown_as_empty() -> None:
 
 
 def test_the_chart_shows_relative_errors() -> None:
-    drawn = charts.accumulated_error([curve("all")], "mre").to_dict()
-    (rows,) = (values for values in drawn["datasets"].values() if values and "curve" in values[0])
-    assert [row["value"] for row in rows] == [0.25, 0.5, 2.0]
-    assert "MRE" in json.dumps(drawn["layer"][0]["encoding"]["y"])
+    drawn = charts.accumulated_error([curve("all")], "mre")
+    assert [row["value"] for row in rows_of_chart(drawn)[0]] == [0.25, 0.5, 2.0]
+    assert drawn.to_dict()["layer"][0]["encoding"]["y"]["title"] == "MRE (ratio)"
 
 
 def test_the_verb_shows_the_metric_and_refuses_others_before_it_measures(
@@ -133,7 +133,7 @@ def test_the_verb_shows_the_metric_and_refuses_others_before_it_measures(
 ) -> None:
     assert main(["accumulated-error", str(tmp_path / "nothing"), "--rank-by", "flips"]) == 2
     assert "got metric 'flips' for curves" in capsys.readouterr().err
-    ran = ["run", "example", "--limit", "2", "--output", str(tmp_path), "--kernels", "builtin", "--quiet", "--criterion", "mre"]
+    ran = ["run", "example", "--limit", "2", "--output", str(tmp_path), "--kernels", "builtin", "--criterion", "mre"]
     assert main(ran) == 0
     assert "MRE" in capsys.readouterr().out
     measured = [float(row["mre"]) for row in rows_of(tmp_path / "layers.csv")]

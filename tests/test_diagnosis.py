@@ -27,8 +27,9 @@ from tflite_qdebug.analyses.rules import RULES
 from tflite_qdebug.analyses.sensitivity import sensitivity
 from tflite_qdebug.collect import Backend
 from tflite_qdebug.conversion import CalibratedModel, load_float_model
-from tflite_qdebug.findings import Diagnosis, Findings, Score, Scores
+from tflite_qdebug.findings import Diagnosis, Findings, Samples, Score, Scores
 from tflite_qdebug.model import Model
+from tflite_qdebug.output_error import OutputErrors, measure_output
 from tflite_qdebug.reports.diagnosis import diagnosis_lines
 from tflite_qdebug.statistics import Histogram
 
@@ -365,6 +366,19 @@ def test_a_drop_counts_where_chance_and_8_bits_do_not_explain_it(
     if floating == 0.55 and not lossy:
         assert "may be chance" in diagnosis.verdict
         assert any("more than 200 labelled samples" in note for note in diagnosis.notes)
+
+
+@pytest.mark.parametrize(("size", "lossy"), [(0.01, False), (0.5, True), (float("nan"), True), (float("inf"), True)])
+def test_without_labels_the_samples_tell(size: float, lossy: bool) -> None:
+    errors = OutputErrors(["quantized"], ["StatefulPartitionedCall_1:0"])
+    generator = np.random.default_rng(0)
+    for index in range(8):
+        values = generator.normal(0.0, 1.0, (1, 6)).astype(np.float32)
+        given = values + np.float32(size) * np.where(generator.random(values.shape) < 0.5, -1.0, 1.0)
+        with np.errstate(invalid="ignore"):
+            errors.add(index, measure_output(given.astype(np.float32), values)[np.newaxis, np.newaxis])
+    findings = dataclasses.replace(found("sound"), samples=Samples((), (), 0, errors))
+    assert loss_of(findings).is_lossy is lossy  # an error of a half is 6 dB below values of deviation 1
 
 
 def test_points_are_tolerated_as_the_constant_says() -> None:

@@ -9,9 +9,11 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import findings_by_hand as made
 import pytest
+from test_report import browser, opened  # noqa: F401 (a fixture)
 
 from tflite_qdebug.cli import main
 from tflite_qdebug.errors import OptionError
@@ -180,6 +182,36 @@ def test_the_html_is_self_contained_and_escaped(tmp_path: Path) -> None:
     (row,) = (row for row in reader.rows if row[0] == bad)
     assert row[2:5] == ["0.200", "1.80", "+1.60"]
     assert row[-1] == "▲ worse"
+
+
+def test_sorting_and_filtering_in_a_browser(tmp_path: Path, browser: Any) -> None:  # noqa: F811
+    write_diff_html(diff(OLD, NEW), tmp_path / "diff.html")
+    opened(browser, (tmp_path / "diff.html").as_uri())
+
+    def shown() -> list[str]:
+        rows = "[...document.querySelectorAll('#layers tbody tr')].filter(row => !row.hidden)"
+        return list(browser.execute_script(f"return {rows}.map(row => row.cells[0].textContent)"))
+
+    def click(column: int) -> str:
+        browser.find_elements("css selector", "#layers th button")[column].click()
+        return str(browser.find_elements("css selector", "#layers th")[column].get_attribute("aria-sort"))
+
+    first, second, third, last = made.NODES
+    assert shown() == [third, second, first, last]  # the greatest change first
+    assert click(2) == "descending"  # old severity
+    assert shown() == [last, third, second, first]
+    assert click(2) == "ascending"
+    assert shown() == [first, second, third, last]
+    click(3)  # new severity: NaN stays last either way
+    assert shown() == [third, first, second, last]
+    click(3)
+    assert shown() == [second, first, third, last]
+    assert click(0) == "ascending"
+    assert shown() == sorted(made.NODES)
+    browser.find_element("id", "filter").send_keys("名")
+    assert shown() == [third]
+    assert browser.find_element("id", "count").text == "1 of 4 layers"
+    assert browser.get_log("browser") == []
 
 
 def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -143,33 +143,27 @@ def lossy_part(findings: Findings) -> str:
 
 def _worst_output(findings: Findings) -> tuple[str, float, float, bool] | None:
     """Returns the output that lost most: its name, SQNR, cosine, and whether it holds probabilities."""
-    rows: list[tuple[str, float, float]] = []
-    if findings.samples is not None and len(findings.samples.errors.outputs):
+    rows: list[tuple[str, float, float, float]] = []
+    if findings.samples is not None:
         errors = findings.samples.errors
-        sqnr, cosine = errors.metric("sqnr_db")[0], errors.metric("cosine")[0]
-        rows = [(name, float(sqnr[i]), float(cosine[i])) for i, name in enumerate(errors.outputs)]
+        columns = (errors.metric(name)[0].tolist() for name in ("sqnr_db", "cosine", "mse"))
+        rows = list(zip(errors.outputs, *columns, strict=True))
     elif "quantized" in findings.run.whole:
         whole = findings.run.whole["quantized"]
-        rows = [(name, float(whole.sqnr_db[i]), float(whole.cosine[i])) for i, name in enumerate(findings.run.outputs)]
-    # Without signal and without error an output has no SQNR, and lost nothing.
-    rows = [row for row in rows if not (math.isnan(row[1]) and _is_silent(findings, row[0]))]
-    judged = [(*row, _is_probability(findings, row[0])) for row in rows]
-    return min(judged, key=lambda row: _margin(row[1], row[2], row[3]), default=None)
+        columns = (values.tolist() for values in (whole.sqnr_db, whole.cosine, np.square(whole.rmse)))
+        rows = list(zip(findings.run.outputs, *columns, strict=True))
+    judged = []
+    for name, sqnr, cosine, energy in rows:
+        if not math.isfinite(energy):
+            sqnr = cosine = -math.inf
+        if not math.isnan(sqnr):  # else there is neither signal nor error, and nothing to lose
+            judged.append((name, sqnr, cosine, _is_probability(findings, name)))
+    return min(judged, key=lambda row: _margin(*row[1:]), default=None)
 
 
 def _margin(sqnr: float, cosine: float, is_probability: bool) -> float:
     """Returns how far an output is from being lossy; negative: it is."""
-    if math.isnan(sqnr):
-        return -math.inf
     return (cosine - OUTPUT_COSINE) / (1.0 - OUTPUT_COSINE) if is_probability else (sqnr - OUTPUT_SQNR_DB) / OUTPUT_SQNR_DB
-
-
-def _is_silent(findings: Findings, output: str) -> bool:
-    whole = findings.run.whole.get("quantized")
-    if whole is None or output not in findings.run.outputs:
-        return True
-    sums = whole.sums[findings.run.outputs.index(output)]
-    return bool(np.isfinite(sums).all())
 
 
 def _is_probability(findings: Findings, output: str) -> bool:

@@ -211,7 +211,7 @@ def distribution(arguments: argparse.Namespace, screen: Screen) -> None:
 def channels(arguments: argparse.Namespace, screen: Screen) -> None:
     """Shows how the values of each channel are distributed."""
     study = _study(arguments)
-    nodes = arguments.node or _top_nodes(study)
+    nodes = arguments.node or _top_nodes(study, arguments.axis)
     found = [profile for profile in study.profiles(nodes, arguments.axis) if profile.channels is not None]
     if not found:
         raise OptionError(f"none of {', '.join(map(repr, nodes))} has channels; give --axis")
@@ -222,10 +222,14 @@ def channels(arguments: argparse.Namespace, screen: Screen) -> None:
     screen.result([_figures(profile) for profile in found])
 
 
-def _top_nodes(study: Study) -> list[str]:
+def _top_nodes(study: Study, axis: int | None) -> list[str]:
     run = study.findings.run
-    known = {profile.node for profile in study.profiles() if profile.channels is not None}
-    return [node for node in (run.layers[position].node for position in run.worst()) if node in known][:5]
+    # Not every layer has a profile, nor every profile channels.
+    known = {profile.node for profile in study.profiles() if profile.channels is not None or axis is not None}
+    nodes = [node for node in (run.layers[position].node for position in run.worst()) if node in known][:5]
+    if not nodes:
+        raise OptionError("no node of this run has channels; give --axis")
+    return nodes
 
 
 def _figures(profile: Profile) -> dict[str, Any]:
@@ -332,8 +336,10 @@ def _charted(findings: Findings) -> list[str]:
 
 
 #: Options of ``runall`` that say how the run is made.
-_OF_THE_RUN = ("--output", "--float", "--quantized", "--representative-data", "--signature-data", "--kind", *QUANTIZING)
-_OF_THE_RUN += ("--whole-model", "--parts", "--sequence", "--calibration", "--criterion")
+_OF_THE_RUN = (
+    *("--output", "--float", "--quantized", "--representative-data", "--signature-data", "--kind", *QUANTIZING),
+    *("--whole-model", "--parts", "--sequence", "--criterion"),
+)
 
 
 def _refuse_other_runs(arguments: argparse.Namespace) -> None:

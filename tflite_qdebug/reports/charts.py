@@ -119,7 +119,20 @@ def _plain(value: Any) -> float | None:
 
 
 def _data(rows: Sequence[dict[str, Any]]) -> Any:
-    return _altair().Data(values=list(rows))
+    # As one text: Altair copies a list of rows, value by value, each time that a chart is put together.
+    altair = _altair()
+    return altair.Data(values=json.dumps(list(rows), allow_nan=False), format=altair.JsonDataFormat(type="json"))
+
+
+def _with_rows(value: Any) -> Any:
+    """Returns a specification with rows for the texts that `_data` made of them."""
+    if isinstance(value, list):
+        return [_with_rows(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    if value.get("format") == {"type": "json"} and isinstance(value.get("values"), str):
+        return {"values": json.loads(value["values"])}
+    return {key: _with_rows(entry) for key, entry in value.items()}
 
 
 def short_labels(names: Sequence[str], width: int = 40) -> dict[str, str]:
@@ -796,7 +809,7 @@ def specification(chart: Any) -> dict[str, Any]:
         # The charts are made above and known to be valid; checking each value again takes most of the time.
         found: dict[str, Any] = chart.to_dict(validate=False)
     found.pop("config", None)
-    return found
+    return dict(_with_rows(found))
 
 
 def render(chart: Any, kind: str) -> bytes:

@@ -159,9 +159,7 @@ def test_sums_by_hand_of_every_layer() -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [("mixed", "int8"), ("mixed", "int16x8"), ("long_lstm", "dynamic_range")])
 @pytest.mark.parametrize("statistics", ["numpy", "fastest"])
-def test_relative_errors_by_hand_of_every_layer(
-    name: str, kind: str, statistics: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_errors_by_hand_of_every_layer(name: str, kind: str, statistics: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if statistics == "numpy":
         monkeypatch.setattr(collect, "measure_relative", lambda: kernels._relative_with_numpy)
     model, dataset = debug_model(name, kind), numbered(models.samples(name, 3))

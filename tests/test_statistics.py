@@ -405,7 +405,8 @@ def test_no_error_and_no_signal() -> None:
 
 def test_empty_statistics_have_no_figures_and_no_warning() -> None:
     empty = ErrorStatistics(1)
-    for figure in (empty.bias, empty.mse, empty.mre, empty.rmse, empty.sqnr_db, empty.cosine, empty.saturated_low, empty.tensorflow_metrics()[0, :1]):
+    figures = [empty.bias, empty.mse, empty.mre, empty.rmse, empty.sqnr_db, empty.cosine, empty.saturated_low]
+    for figure in (*figures, empty.tensorflow_metrics()[0, :1]):
         assert np.isnan(figure).all()
     assert empty.worst_sample.tolist() == [-1]
 

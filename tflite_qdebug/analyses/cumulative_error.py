@@ -131,7 +131,8 @@ def _node(models: MixedModels, name: str) -> Node:
         return models.node(name)
     except OptionError as error:
         words = [ALL, "weights", "activation"]
-        raise OptionError(f"{error} Besides nodes there are {', '.join(words)}.{did_you_mean(name, words)}") from error
+        text = str(error) if str(error).endswith((".", "?")) else f"{error}."
+        raise OptionError(f"{text} Besides nodes there are {', '.join(words)}.{did_you_mean(name, words)}") from error
 
 
 def _measured(mixed: MixedPair, forms: dict[int, str], name: str, backend: Backend, progress: bool | None) -> Any:

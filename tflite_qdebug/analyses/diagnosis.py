@@ -165,10 +165,10 @@ def _verdict(loss: Loss, layers: Sequence[LayerEvidence], suspects: Sequence[Sus
 
 
 _ANALYSES = {
-    "profiles": ("the values of weights and activations", "run the distributions"),
-    "parts": ("the split of each layer's error", "measure with parts"),
-    "graph": ("the graph", "describe the graph"),
-    "sensitivity": ("the sensitivity of the nodes", "run the sensitivity of nodes"),
+    "profiles": ("the values of weights and activations", "tflite-qdebug distribution RUN"),
+    "parts": ("the split of each layer's error", "tflite-qdebug run ... --parts"),
+    "graph": ("the graph", "tflite-qdebug diagnose RUN"),
+    "sensitivity": ("the sensitivity of the nodes", "tflite-qdebug sensitivity RUN"),
 }
 
 

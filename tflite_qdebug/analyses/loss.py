@@ -120,7 +120,10 @@ def _output_figures(findings: Findings) -> tuple[str, ...]:
     words = {"quantized": "all quantized", "weights": "weights alone", "activations": "activations alone"}
     for position, output in enumerate(run.outputs):
         figures = [f"{words[name]} {figure(part.sqnr_db[position])} dB" for name, part in run.whole.items() if name in words]
-        found.append(f"output {bare(output)}, SQNR: " + ", ".join(figures))
+        count = next((part.samples for part in run.whole.values()), 0)
+        # The parts are often of a few samples only, and figures of different samples must not pass for the same.
+        of = f" on {count} of {run.statistics.samples} samples" if count < run.statistics.samples else ""
+        found.append(f"output {bare(output)}, SQNR{of}: " + ", ".join(figures))
     if findings.samples is not None:
         flipped, samples = findings.samples.flip_count, findings.samples.errors.samples
         if flipped or any(sample.float_class >= 0 for sample in findings.samples.worst):

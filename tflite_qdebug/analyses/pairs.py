@@ -376,7 +376,9 @@ def _cosine(first: np.ndarray, second: np.ndarray) -> float:
         return 0.0
     wide, other = first.astype(np.float64), second.astype(np.float64)
     with np.errstate(all="ignore"):
-        value = float(wide @ other / np.sqrt((wide @ wide) * (other @ other)))
+        # Not by BLAS: to wake its threads takes a hundred times longer than the sums, where other processes keep them waiting.
+        product, ours, theirs = (np.einsum("i,i->", a, b) for a, b in ((wide, other), (wide, wide), (other, other)))
+        value = float(product / np.sqrt(ours * theirs))
     return value if np.isfinite(value) else float(not wide.any() and not other.any())
 
 

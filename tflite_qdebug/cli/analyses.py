@@ -20,7 +20,7 @@ from tflite_qdebug.cli.verbs import progress
 from tflite_qdebug.errors import OptionError, did_you_mean
 from tflite_qdebug.findings import Findings, Profile
 from tflite_qdebug.output_error import METRICS
-from tflite_qdebug.reports.charts import save_charts
+from tflite_qdebug.reports.charts import notable_nodes, save_charts
 from tflite_qdebug.reports.diagnosis import diagnosis_lines
 from tflite_qdebug.reports.html import write_report
 from tflite_qdebug.reports.profiles import channel_table, profile_table, write_channel_csv, write_profile_csv
@@ -200,7 +200,8 @@ def distribution(arguments: argparse.Namespace, screen: Screen) -> None:
     """Shows how values are distributed."""
     study = _study(arguments)
     found = study.profiles(arguments.node or None)
-    screen.table(*profile_table(found[: None if arguments.node else arguments.count]), title="distributions")
+    notable = set(notable_nodes(study.findings, arguments.count)[: arguments.count])
+    screen.table(*profile_table([each for each in found if arguments.node or each.role == "input" or each.node in notable]))
     path = study.folder / "data_distribution" / ("distributions.csv" if not arguments.node else "distributions.some.csv")
     write_profile_csv(found, path)
     screen.say(f"all figures: {path}")

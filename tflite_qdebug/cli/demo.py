@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import tempfile
 import time
 from typing import Any
 
@@ -12,13 +14,16 @@ from tflite_qdebug.analyses.layer_error import layer_error
 from tflite_qdebug.cli.output import Folder, Screen
 from tflite_qdebug.cli.verbs import progress, show_evaluation, show_run, suspects
 from tflite_qdebug.conversion import load_float_model
+from tflite_qdebug.reports.diagnosis import diagnosis_lines
+from tflite_qdebug.reports.html import write_report
 from tflite_qdebug.reports.tables import number, write_csv
+from tflite_qdebug.study import Study
 
 _KINDS = ("float16", "dynamic_range", "int8", "int16x8")
 
 
 def demo(arguments: argparse.Namespace, screen: Screen) -> None:
-    """Converts, evaluates, measures, keeps the worst layers in float, and evaluates again."""
+    """Converts, evaluates, measures, says why, keeps the worst layers in float, and evaluates again."""
     started = time.perf_counter()
     folder = Folder(arguments.output)
     shown = progress(arguments)
@@ -41,8 +46,28 @@ def demo(arguments: argparse.Namespace, screen: Screen) -> None:
     show_run(screen, run, run.worst("rmse_over_scale", count=10), "rmse_over_scale")
     _own(screen, "tflite-qdebug run MODEL --representative-data DATA --debug-data DATA --output DIR")
 
+    screen.say("4. What matters at the output, and why")
+    with _place(folder) as place:
+        study = Study(
+            place,
+            float_model,
+            models["int8"],
+            example.debug_dataset,
+            evaluation_dataset=example.evaluation_dataset,
+            progress=shown,
+        )
+        study.scores()
+        study.samples()
+        study.sensitivity()
+        study.profiles()
+        for line in diagnosis_lines(study.diagnosis(), 120)[:3]:
+            screen.say(f"   {line}")
+        if folder.path is not None:
+            write_report(study.findings, folder.path / "report.html")
+    _own(screen, "tflite-qdebug runall MODEL --representative-data DATA --debug-data DATA --output DIR")
+
     nodes = suspects(run, run.worst("rmse_over_scale"))
-    screen.say(f"4. The {len(nodes)} layers above 0.7 are kept in float, all others stay int8")
+    screen.say(f"5. The {len(nodes)} layers above 0.7 are kept in float, all others stay int8")
     models = {"float": float_model, "int8": models["int8"]}
     models["selective"] = calibrated.quantize("int8", denylisted_nodes=nodes)
     after = evaluate(models, example.evaluation_dataset, progress=shown)
@@ -75,6 +100,13 @@ def demo(arguments: argparse.Namespace, screen: Screen) -> None:
             "seconds": seconds,
         }
     )
+
+
+def _place(folder: Folder) -> contextlib.AbstractContextManager[Any]:
+    """Returns where the analyses keep what they find: in the folder of results, or nowhere for long."""
+    if folder.path is not None:
+        return contextlib.nullcontext(folder.path)
+    return tempfile.TemporaryDirectory()
 
 
 def _own(screen: Screen, command: str) -> None:

@@ -13,6 +13,9 @@ from tflite_qdebug.model import Operator
 
 __all__ = ["Regions", "with_weights"]
 
+# They read a tensor, but none of its values.
+_BLIND = ("SHAPE", "RANK")
+
 
 class Regions:
     """The operators of a quantized model between values."""
@@ -29,6 +32,8 @@ class Regions:
 
     def reads_quantized(self, operator: Operator) -> bool:
         """True where an operator reads integers that stand for real numbers; ARG_MAX gives none, but may give another index."""
+        if operator.name in _BLIND:
+            return False
         read = (index for index in operator.inputs if index >= 0 and not self._graph.is_constant(index))
         return any(self._graph.tensor(index).is_quantized for index in read)
 

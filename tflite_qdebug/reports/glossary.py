@@ -420,7 +420,14 @@ GLOSSARY: dict[str, Term] = {
     ),
     "flips": Term("flips", "% of rows", "Share of rows whose greatest value moved.", "Above 1 % is bad.", "share", above=0.01),
     "mse": Term("MSE", "real units squared", "Mean squared error.", "Low is good; compare with the values' own square."),
-    "mre": Term("MRE", "ratio", "Mean of |error| / |float value|.", "Above 0.1 is bad.", above=0.1, suffix=""),
+    "mre": Term(
+        "MRE",
+        "ratio",
+        "Mean of |error| / |float value|, over the float values other than 0.",
+        "Above 0.1 is bad.",
+        above=0.1,
+        suffix="",
+    ),
     "chebyshev": Term(
         "max error", _REAL, "The greatest difference of one value of an output.", "Bad where it can change an answer."
     ),

@@ -16,14 +16,14 @@ from faulty_models import Pair
 from shared_data import samples as real_samples
 
 from tflite_qdebug import edit, example
-from tflite_qdebug.analyses.causes import Context
 from tflite_qdebug.analyses.diagnosis import diagnose
-from tflite_qdebug.analyses.evidence import bulk, gather
+from tflite_qdebug.analyses.diagnosis.causes import Context
+from tflite_qdebug.analyses.diagnosis.evidence import bulk, gather
+from tflite_qdebug.analyses.diagnosis.loss import TOLERATED_POINTS, loss_of
+from tflite_qdebug.analyses.diagnosis.rules import RULES
 from tflite_qdebug.analyses.graph import describe_graph
-from tflite_qdebug.analyses.loss import TOLERATED_POINTS, loss_of
 from tflite_qdebug.analyses.pairs import open_pair, pair_error
 from tflite_qdebug.analyses.profiles import profile_pair
-from tflite_qdebug.analyses.rules import RULES
 from tflite_qdebug.analyses.sensitivity import sensitivity
 from tflite_qdebug.collect import Backend
 from tflite_qdebug.conversion import CalibratedModel, load_float_model

@@ -241,6 +241,21 @@ def test_the_loop_and_the_sweep_agree_under_xnnpack() -> None:
         assert found.errors.metric("sqnr_db")[position, 0] == pytest.approx(wanted["sqnr_db"], abs=0.1)
 
 
+def test_a_faulty_kernel_is_not_taken_for_quantization(monkeypatch: pytest.MonkeyPatch) -> None:
+    floating, quantized, samples = pair_of("attention")
+    builtin = measured(floating, quantized, samples)
+    auto = Backend(workers=1, isolate=False)
+    if open_mixed(floating, quantized, samples, backend=auto) is not None:
+        monkeypatch.setattr(Interpreter, "invoke", noisy("xnnpack", Interpreter.invoke))
+    for mode in ("node", "float"):
+        found = measured(floating, quantized, samples, mode=mode, backend=auto)
+        np.testing.assert_array_equal(found.errors.sums, measured(floating, quantized, samples, mode=mode).errors.sums)
+        assert found.provenance["kernels"] == "builtin"
+        assert "a fault of the kernels, not of quantization; the builtin kernels ran instead" in found.notes[0]
+        assert "BATCH_MATMUL" in found.notes[0]
+    assert not builtin.notes
+
+
 # -- how it runs -----------------------------------------------------------------------------------------------------------
 
 

@@ -11,16 +11,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tflite_qdebug import edit
 from tflite_qdebug.analyses.evaluation import METRICS, task_value
 from tflite_qdebug.analyses.layer_error import RealValued
 from tflite_qdebug.analyses.pairs import Pair, confirmed_match, open_pair
 from tflite_qdebug.collect import Backend
 from tflite_qdebug.datasets import Dataset, open_dataset
-from tflite_qdebug.edit.mixed import MixedModels
+from tflite_qdebug.edit.mixed import NODE, MixedModel, MixedModels
 from tflite_qdebug.errors import DatasetError, ModelError, OptionError
+from tflite_qdebug.interpreter import Interpreter
 from tflite_qdebug.match import match_models
 
-__all__ = ["MixedPair", "Task", "memory_budget", "open_mixed"]
+__all__ = ["MixedPair", "Task", "memory_budget", "open_mixed", "trusted_backend"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +123,60 @@ def _shapes(backend: Backend, models: MixedModels, sample: Any) -> dict[int, tup
     return {
         index: info.shape for index, info in interpreter.tensor_infos().items() if index < len(models.graph.subgraph.tensors)
     }
+
+
+def trusted_backend(mixed: MixedPair, backend: Backend) -> tuple[Backend, list[str]]:
+    """Returns which code to run partly quantized models with: XNNPACK only where its integer kernels compute what others do.
+
+    Each quantized node is computed by itself, on the float model's values for the first sample, by XNNPACK and by the builtin
+    kernels. An error of more than twice that of the builtin ones, and half a step, is no rounding: int8 BATCH_MATMUL is
+    plainly wrong under XNNPACK in TensorFlow 2.21, which must not be taken for quantization error.
+
+    Returns:
+        The backend, with ``kernels="builtin"`` where a kernel is at fault, and notes for the reader of the result.
+    """
+    if backend.kernels != "auto" or backend.delegates:
+        return backend, []
+    faulty = backend.apart(_faulty, mixed, backend, what="comparing the kernels on the first sample")
+    if not faulty:
+        return backend, []
+    note = (
+        f"XNNPACK computes {len(faulty)} nodes differently from the builtin kernels: {', '.join(faulty[:3])}. That is a fault of "
+        "the kernels, not of quantization; the builtin kernels ran instead"
+    )
+    return backend._replace(kernels="builtin"), [note]
+
+
+def _faulty(mixed: MixedPair, backend: Backend) -> list[str]:
+    models, floats = mixed.models, mixed.models.floats
+    values = mixed.feeds(mixed.first)
+    whole = backend.open(edit.expose(floats.graph.model, [place for node in models.nodes for place in node.places]))
+    whole.invoke([values[floats.values[index]] for index in floats.graph.subgraph.inputs])
+    for node in models.nodes:
+        values.update({value: whole.read(place) for value, place in zip(node.values, node.places, strict=True)})
+    found = []
+    for node in models.nodes:
+        feeds = {feed for value in node.values for feed in models.feeds(value, NODE)}
+        if not node.quantized or not feeds <= values.keys() or not all(models.graph.is_numeric(v) for v in node.values):
+            continue
+        alone = models.build({node.operator: NODE}, node.values, feeds, shapes=mixed.shapes)
+        theirs, builtin = (_errors(models, alone, values, backend.open(alone.data, kernels)) for kernels in ("auto", "builtin"))
+        steps = [tensor.quantization for tensor in map(models.graph.tensor, node.values)]
+        allowed = 2.0 * builtin + [0.5 * float(step.scale.max()) if step else 0.0 for step in steps] + 1e-6
+        if (theirs > allowed).any() or (np.isnan(theirs) & ~np.isnan(builtin)).any():
+            found.append(f"{node.op_name} {node.name!r} (rmse {theirs.max():.4g} instead of {builtin.max():.4g})")
+    return found
+
+
+def _errors(models: MixedModels, alone: MixedModel, values: dict[int, np.ndarray], interpreter: Interpreter) -> np.ndarray:
+    """Returns the root mean square error of each output of a node that is computed by itself."""
+    interpreter.invoke([values[value] for value in alone.inputs])
+    errors = [
+        interpreter.read(index).astype(np.float64) - values[value]
+        for value, index in zip(alone.outputs, alone.tensors, strict=True)
+    ]
+    with np.errstate(all="ignore"):
+        return np.array([np.sqrt(np.mean(error**2)) for error in errors])
 
 
 def memory_budget(memory: int | None) -> int:

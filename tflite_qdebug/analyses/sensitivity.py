@@ -14,7 +14,7 @@ import numpy as np
 from tflite_qdebug import edit
 from tflite_qdebug.analyses.evaluation import task_functions
 from tflite_qdebug.analyses.kept import Kept
-from tflite_qdebug.analyses.mixed_pair import MixedPair, Task, memory_budget, open_mixed
+from tflite_qdebug.analyses.mixed_pair import MixedPair, Task, memory_budget, open_mixed, trusted_backend
 from tflite_qdebug.analyses.sweep import FORMS, Pass, Sweep, Variant, plan_sweep
 from tflite_qdebug.collect import Backend, map_samples
 from tflite_qdebug.datasets.sources import IteratorSource
@@ -100,10 +100,13 @@ def sensitivity(
             f"got an iterator, which is good for one pass; within the memory budget it takes {len(sweep.passes)}. Pass a "
             "function that returns a new iterator each time it is called, or allow more memory"
         )
+    doubts: list[str] = []
+    if mode in ("node", "float"):  # else no integer kernel runs but QUANTIZE
+        backend, doubts = trusted_backend(mixed, backend)
     runner = _Runner(mixed, sweep, mode, Task(functions, label_offset), backend, progress)
     kept = Kept(None if saved is None else Path(saved), runner.key())
     errors = runner.run(kept)
-    notes = list(dict.fromkeys(runner.notes))
+    notes = list(dict.fromkeys([*doubts, *runner.notes]))
     if metric not in errors.names():
         raise OptionError(f"got metric {metric!r}, which does not apply to these outputs; expected one of {errors.names()}")
     if models.left_out:

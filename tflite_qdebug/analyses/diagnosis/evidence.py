@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tflite_qdebug.analyses.thresholds import T
+from tflite_qdebug.analyses.diagnosis.thresholds import T
 from tflite_qdebug.findings import Channels, Findings, GraphNode, Profile
 from tflite_qdebug.record import Layer
 from tflite_qdebug.statistics import ErrorStatistics, Histogram

@@ -7,8 +7,8 @@ import math
 
 import numpy as np
 
-from tflite_qdebug.analyses.causes import bare, figure, percent
-from tflite_qdebug.analyses.thresholds import T
+from tflite_qdebug.analyses.diagnosis.causes import bare, figure, percent
+from tflite_qdebug.analyses.diagnosis.thresholds import T
 from tflite_qdebug.findings import Findings, Score
 
 __all__ = [

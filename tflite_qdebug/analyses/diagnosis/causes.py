@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tflite_qdebug.analyses.evidence import LayerEvidence
+from tflite_qdebug.analyses.diagnosis.evidence import LayerEvidence
 
 __all__ = ["WEIGHTED", "Cause", "Context", "Rule", "bare", "figure", "keep_float", "listed", "other_range", "percent", "rule"]
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tflite_qdebug.analyses.causes import Cause, Context, figure, keep_float, percent, rule
-from tflite_qdebug.analyses.evidence import Error, LayerEvidence, amplification
-from tflite_qdebug.analyses.thresholds import T
+from tflite_qdebug.analyses.diagnosis.causes import Cause, Context, figure, keep_float, percent, rule
+from tflite_qdebug.analyses.diagnosis.evidence import Error, LayerEvidence, amplification
+from tflite_qdebug.analyses.diagnosis.thresholds import T
 
 __all__ = ["inherited", "kernel_difference", "large_error", "many_small", "not_finite", "reciprocal", "sensitive"]
 

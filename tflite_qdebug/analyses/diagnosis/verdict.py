@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tflite_qdebug.analyses.causes import Cause, Context, bare, percent
-from tflite_qdebug.analyses.evidence import LayerEvidence, gather
-from tflite_qdebug.analyses.loss import Loss, loss_of, lossy_part
-from tflite_qdebug.analyses.rules import INHERITED, RULES
-from tflite_qdebug.analyses.thresholds import T
+from tflite_qdebug.analyses.diagnosis.causes import Cause, Context, bare, percent
+from tflite_qdebug.analyses.diagnosis.evidence import LayerEvidence, gather
+from tflite_qdebug.analyses.diagnosis.loss import Loss, loss_of, lossy_part
+from tflite_qdebug.analyses.diagnosis.rules import INHERITED, RULES
+from tflite_qdebug.analyses.diagnosis.thresholds import T
 from tflite_qdebug.findings import Diagnosis, Findings, Suspect
 
 __all__ = ["diagnose"]

@@ -6,9 +6,9 @@ import dataclasses
 
 import numpy as np
 
-from tflite_qdebug.analyses.causes import WEIGHTED, Cause, Context, figure, keep_float, other_range, percent, rule
-from tflite_qdebug.analyses.evidence import LayerEvidence, bulk, outliers, with_zero
-from tflite_qdebug.analyses.thresholds import T
+from tflite_qdebug.analyses.diagnosis.causes import WEIGHTED, Cause, Context, figure, keep_float, other_range, percent, rule
+from tflite_qdebug.analyses.diagnosis.evidence import LayerEvidence, bulk, outliers, with_zero
+from tflite_qdebug.analyses.diagnosis.thresholds import T
 from tflite_qdebug.findings import Profile
 
 __all__ = ["dead_layer", "negative_tail", "range_too_narrow", "range_too_wide", "rare_value"]

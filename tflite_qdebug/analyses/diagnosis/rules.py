@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tflite_qdebug.analyses.causes import Rule
-from tflite_qdebug.analyses.channel_rules import (
+from tflite_qdebug.analyses.diagnosis.causes import Rule
+from tflite_qdebug.analyses.diagnosis.channel_rules import (
     broken_bias,
     broken_weights,
     outlier_channel,
@@ -11,7 +11,7 @@ from tflite_qdebug.analyses.channel_rules import (
     uneven_channels,
     weight_scales,
 )
-from tflite_qdebug.analyses.error_rules import (
+from tflite_qdebug.analyses.diagnosis.error_rules import (
     inherited,
     kernel_difference,
     large_error,
@@ -20,7 +20,7 @@ from tflite_qdebug.analyses.error_rules import (
     reciprocal,
     sensitive,
 )
-from tflite_qdebug.analyses.range_rules import dead_layer, negative_tail, range_too_narrow, range_too_wide, rare_value
+from tflite_qdebug.analyses.diagnosis.range_rules import dead_layer, negative_tail, range_too_narrow, range_too_wide, rare_value
 
 __all__ = ["INHERITED", "RULES"]
 

@@ -235,8 +235,17 @@ class OutputErrors:
 
     def worst(self, name: str, large_is_bad: bool | None = None) -> np.ndarray:
         """Returns the metric at each variant's worst output, ``(variants,)``; NaN where that is NaN, or none applies."""
-        values, turned = self.metric(name), self._turned_whole(name, large_is_bad)
-        return np.take_along_axis(values, turned.argmax(axis=-1)[:, None], axis=-1)[:, 0]
+        return self._at_worst(self.metric(name), name, large_is_bad)
+
+    def worst_interval(self, name: str, large_is_bad: bool | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the ends of `interval` for 90 % of the choices at each variant's worst output, each ``(variants,)``."""
+        low, high = self.interval(name)
+        return self._at_worst(low, name, large_is_bad), self._at_worst(high, name, large_is_bad)
+
+    def _at_worst(self, values: np.ndarray, name: str, large_is_bad: bool | None) -> np.ndarray:
+        """Returns those of the values ``(variants, outputs)`` that are of each variant's worst output."""
+        places = self._turned_whole(name, large_is_bad).argmax(axis=-1)
+        return np.take_along_axis(values, places[:, None], axis=-1)[:, 0]
 
     def _turned_whole(self, name: str, large_is_bad: bool | None) -> np.ndarray:
         return self._turned(self.metric(name), self._broken(name, self.sums, self.task_sums), name, large_is_bad)

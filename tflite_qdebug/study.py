@@ -22,7 +22,7 @@ from tflite_qdebug.analyses.pairs import FEW, Pair, open_pair, pair_error
 from tflite_qdebug.analyses.profiles import profile_pair
 from tflite_qdebug.analyses.samples import RANKING, worst_samples
 from tflite_qdebug.analyses.sensitivity import sensitivity
-from tflite_qdebug.analyses.steps import THRESHOLDS, leave_float
+from tflite_qdebug.analyses.steps import THRESHOLDS, first_met, leave_float
 from tflite_qdebug.collect import Backend
 from tflite_qdebug.datasets import Dataset, open_dataset
 from tflite_qdebug.datasets.sources import IteratorSource
@@ -291,14 +291,7 @@ class Study:
     def _samples_digest(self) -> str:
         """Returns what tells the samples from others: words alone would take any two lists of one length for the same."""
         if self._digest is None:
-            dataset = self._dataset()
-            with contextlib.closing(iter(dataset)) as samples:  # type: ignore[type-var]
-                first = next(samples)
-            described = [dataset.source.description, self._limit, self._signature]
-            hashed = hashlib.sha256(json.dumps(described).encode())
-            for array in first.inputs:
-                hashed.update(np.ascontiguousarray(array).tobytes())
-            self._digest = hashed.hexdigest()
+            self._digest = _digest(self._dataset())
         return self._digest
 
     def _task_digests(self, metrics: Sequence[Any]) -> list[Any]:
@@ -363,14 +356,14 @@ class Study:
         if self._evaluation is None:
             return self.findings.scores
         metrics = self._metrics or ("top_1",)
-        names, digests = tuple(task_functions(metrics)), self._task_digests(metrics)
+        names = tuple(task_functions(metrics))
         known, chosen = self.findings.scores, self._chosen()
         models = {"quantized": chosen.quantized.data}
         if chosen.floating is not None:
             models = {"float": chosen.floating.data, **models}
         data = open_dataset(self._evaluation, chosen.quantized.input_specs(), "evaluation dataset", self._limit)
-        same = known is not None and known.metrics == names and known.dataset == data.description
-        if same and self.findings.run.provenance.get("scores_of") == digests:
+        stamp = [self._task_digests(metrics), _digest(data), [self._backend.runtime, self._backend.kernels]]
+        if known is not None and known.metrics == names and self.findings.run.provenance.get("scores_of") == stamp:
             return known
         result = evaluate(
             models,
@@ -383,7 +376,7 @@ class Study:
         scores = tuple(Score(score.name, score.size, score.metrics) for score in result.scores)
         self.findings.scores = Scores(scores, result.samples, result.dataset, names)
         self._keep("scores", self.findings.scores)
-        self._keep_about("scores_of", digests)
+        self._keep_about("scores_of", stamp)
         return self.findings.scores
 
     def sensitivity(
@@ -475,6 +468,7 @@ class Study:
         if known is not None and known.metric == metric and self._is_of(known.provenance, task_metrics):
             wanted = THRESHOLDS.get(metric, float("nan")) if threshold is None else threshold
             same = list(known.nodes) == list(nodes)[: len(known.nodes)]
+            same = same and known.met == first_met(known.errors, metric, wanted, large_is_bad)
             enough = known.met is not None or len(known.nodes) >= min(most, len(nodes))
             # Without a threshold it is NaN, which equals nothing.
             if same and enough and len(known.nodes) <= most and np.array_equal(known.threshold, wanted, equal_nan=True):
@@ -505,7 +499,7 @@ class Study:
         if nodes is not None:
             layers = [layer.node for layer in self.findings.run.layers]
             nodes = [completed(name, dict.fromkeys([*names, *layers]), "node") for name in nodes]
-        same = known and self.findings.run.provenance.get("profiles_of") == self._samples_digest()
+        same = known and self.findings.run.provenance.get("profiles_of") == self._stamp()["study"]
         if axis is None and same and (nodes is None or set(nodes) <= set(names)):
             return known if nodes is None else tuple(profile for profile in known if profile.node in nodes)
         floating = None if self.pair.floating is None else self.pair.floating.data
@@ -513,7 +507,7 @@ class Study:
         if nodes is None and axis is None:
             self.findings.profiles = found
             self._keep("profiles", found)
-            self._keep_about("profiles_of", self._samples_digest())
+            self._keep_about("profiles_of", self._stamp()["study"])
         return found
 
     def samples(self, count: int = 10, metric: str = "sqnr_db") -> Samples:
@@ -632,6 +626,18 @@ def _without_faults(backend: Backend, run: Run) -> Backend:
     if run.provenance.get("kernel_fault") and backend.kernels == "auto" and not backend.delegates:
         return backend._replace(kernels="builtin")
     return backend
+
+
+def _digest(dataset: Dataset) -> str:
+    """Returns what tells samples from others: what the source is called, how many are taken, and the first of them."""
+    described = [dataset.source.description, dataset.limit, dataset.signature]
+    hashed = hashlib.sha256(json.dumps(described).encode())
+    with contextlib.closing(iter(dataset)) as samples:  # type: ignore[type-var]
+        first = next(samples)
+    hashed.update(repr(first.label).encode())
+    for array in first.inputs:
+        hashed.update(np.ascontiguousarray(array).tobytes())
+    return hashed.hexdigest()
 
 
 def _with_defaults(backend: Backend, setup: Setup) -> Backend:

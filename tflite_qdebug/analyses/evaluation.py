@@ -16,6 +16,7 @@ from tflite_qdebug.errors import DatasetError, MetricError, OptionError, did_you
 from tflite_qdebug.interpreter import Interpreter
 from tflite_qdebug.model import Model, read_model_bytes
 from tflite_qdebug.progress import track
+from tflite_qdebug.wording import kilobytes, number
 
 __all__ = ["METRICS", "Evaluation", "ModelScore", "evaluate", "load_function", "task_functions", "task_value"]
 
@@ -94,8 +95,6 @@ class Evaluation:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Returns header and rows as text, with the differences from the first model."""
-        from tflite_qdebug.reports.tables import number
-
         first = self.scores[0]
         header = ["model", "size kB", "size vs first"]
         for name in first.metrics:
@@ -103,7 +102,7 @@ class Evaluation:
         header += ["same answer", "kernels"]
         rows = []
         for score in self.scores:
-            row = [score.name, f"{score.size / 1000:.1f}", f"{score.size / first.size:.3f}"]
+            row = [score.name, kilobytes(score.size), f"{score.size / first.size:.3f}"]
             for name, value in score.metrics.items():
                 row += [number(value), number(score.standard_error[name], 2), f"{value - first.metrics[name]:+.4f}"]
             rows.append([*row, number(score.agreement), score.kernels])

@@ -62,7 +62,8 @@ class MixedPair:
         content = hashlib.sha256(repr(self.first.label).encode())
         for array in self.first.inputs:
             content.update(np.ascontiguousarray(array).tobytes())
-        return [*self.hashes, self.dataset.description, content.hexdigest()]
+        # Not the dataset's whole description: that gains the number of samples by the first pass.
+        return [*self.hashes, self.dataset.source.description, self.dataset.limit, content.hexdigest()]
 
     def samples(self) -> RealValued:
         """Returns the samples, with float32 for inputs that carry a scale."""
@@ -141,8 +142,8 @@ def trusted_backend(mixed: MixedPair, backend: Backend) -> tuple[Backend, list[s
     if not faulty:
         return backend, []
     note = (
-        f"XNNPACK computes {len(faulty)} nodes differently from the builtin kernels: {', '.join(faulty[:3])}. That is a fault of "
-        "the kernels, not of quantization; the builtin kernels ran instead"
+        f"XNNPACK computes {len(faulty)} nodes differently from the builtin kernels: {', '.join(faulty[:3])}. That is a fault "
+        "of the kernels, not of quantization; the builtin kernels ran instead"
     )
     return backend._replace(kernels="builtin"), [note]
 

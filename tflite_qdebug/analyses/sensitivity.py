@@ -275,7 +275,7 @@ class _Worker:
         kernels = sorted({interpreter.kernels for interpreter in opened})
         notes = []
         if fallen:
-            count = sum(bool(interpreter.notes) for interpreter in opened)
+            count = sum(interpreter.kernels == "builtin" for interpreter in opened)
             notes.append(f"{count} of {len(opened)} parts of the model ran on the builtin kernels: {sorted(fallen)[0]}")
         return {**self.base.provenance(), "kernels": "+".join(kernels)}, notes
 

@@ -23,7 +23,7 @@ from tflite_qdebug.interpreter import Interpreter
 from tflite_qdebug.output_error import BADNESS, METRICS, OutputErrors, Reference
 from tflite_qdebug.progress import track
 
-__all__ = ["THRESHOLDS", "leave_float"]
+__all__ = ["THRESHOLDS", "first_met", "leave_float"]
 
 #: Where each metric is good enough, unless asked otherwise: Horizon's cosine of 0.999, and what corresponds to it.
 THRESHOLDS = {"cosine": 0.999, "sqnr_db": 27.0, "kl": 0.01, "flips": 0.01}
@@ -90,7 +90,6 @@ def leave_float(
     chosen = list(by_operator.values())[:most]
     runner = _Runner(mixed, Task(functions, label_offset), backend, progress)
     kept = Kept(None if saved is None else Path(saved), runner.key([node.operator for node in chosen]))
-    sign = BADNESS.get(metric, 1.0 if large_is_bad else -1.0)
     errors: OutputErrors | None = None
     sizes: list[int] = []
     met = None
@@ -100,8 +99,7 @@ def leave_float(
         found = runner.run(step, len(chosen), model, kept)
         errors = found if errors is None else errors.joined(found)
         sizes.append(len(mixed.models.build(lambda node: FLOAT if node.operator in left else NODE).data))  # noqa: B023
-        # NaN is no value that meets anything.
-        good = threshold is not None and float(found.badness(metric, large_is_bad)[0]) <= sign * threshold
+        good = threshold is not None and first_met(found, metric, threshold, large_is_bad) == 0
         if good and met is None:
             met = step
         if good and not go_on:
@@ -121,6 +119,20 @@ def leave_float(
         tuple(dict.fromkeys(runner.notes)),
         runner.float_metrics,
     )
+
+
+def first_met(errors: OutputErrors, metric: str, threshold: float, large_is_bad: bool = False) -> int | None:
+    """Returns the first step whose outputs all meet a threshold; None where none does. NaN meets nothing, nor is it met.
+
+    Args:
+        errors: One variant for each step.
+        metric: What the threshold is of.
+        threshold: Met by what equals it.
+        large_is_bad: For a task metric.
+    """
+    sign = BADNESS.get(metric, 1.0 if large_is_bad else -1.0)
+    met = np.flatnonzero(errors.badness(metric, large_is_bad) <= sign * threshold)
+    return int(met[0]) if len(met) else None
 
 
 class _Runner:
@@ -153,6 +165,9 @@ class _Runner:
             errors, before = self._measured(step, steps, model, kept, errors, following)
         self._ran = before["ran"] or self._ran
         self.notes += before["notes"]
+        if self._ran.get("kernels") == "builtin" and self._backend.kernels == "auto":
+            # Where XNNPACK refused one step, the next must not differ from it by kernels as well.
+            self._backend = self._backend._replace(kernels="builtin")
         self.float_metrics = {name: float(errors.metric(name)[1, 0]) for name in self._task.functions}
         return errors.select([0])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import re
@@ -20,8 +21,9 @@ from tflite_qdebug.cli.verbs import progress
 from tflite_qdebug.errors import OptionError, did_you_mean
 from tflite_qdebug.findings import Findings, Profile
 from tflite_qdebug.output_error import METRICS
-from tflite_qdebug.reports.charts import notable_nodes, save_charts
+from tflite_qdebug.reports.charts import notable_nodes, save_charts, suspected_nodes
 from tflite_qdebug.reports.diagnosis import diagnosis_lines
+from tflite_qdebug.reports.glossary import MODES, label
 from tflite_qdebug.reports.html import write_report
 from tflite_qdebug.reports.profiles import channel_table, profile_table, write_channel_csv, write_profile_csv
 from tflite_qdebug.reports.samples import flip_sentence, sample_table, write_samples_csv
@@ -38,12 +40,6 @@ from tflite_qdebug.reports.sensitivity import (
 from tflite_qdebug.reports.tables import write_csv
 from tflite_qdebug.study import SETUP, Study
 
-_WORDS = {
-    "node": "one node alone quantized",
-    "weights": "the weights of one node alone quantized",
-    "activation": "the input activations of one node alone quantized",
-    "float": "one node alone left float, all others quantized; the best first",
-}
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
 
@@ -94,7 +90,8 @@ def sensitivity(arguments: argparse.Namespace, screen: Screen) -> None:
             task_metrics=_task_metrics(arguments, study),
             large_is_bad=arguments.lower_is_better or None,
         )
-        screen.table(*sensitivity_table(found, arguments.count), title=f"{_WORDS[mode]}; {_ran(found.provenance)}")
+        words = MODES[mode] + ("; the best first" if mode == "float" else "")
+        screen.table(*sensitivity_table(found, arguments.count), title=f"{words}; {_ran(found.provenance)}")
         screen.notes(found.notes)
         some = ".some" if arguments.node or arguments.output_node else ""
         path = study.folder / "node_sensitivity" / f"{mode}{some}.csv"
@@ -136,7 +133,7 @@ def curves(arguments: argparse.Namespace, screen: Screen) -> None:
         [_group(text, "--leave-float") for text in arguments.leave_float],
     )
     ran = _ran(found[0].run.provenance)
-    title = f"{CURVE_METRICS[metric]} at nodes' outputs, against the float model; {ran}"
+    title = f"{label(metric)} at nodes' outputs, against the float model; {ran}"
     screen.table(*curve_table(found, metric), title=title)
     for curve in found:
         screen.notes(f"{curve.name}: {note}" for note in curve.run.notes)
@@ -264,7 +261,17 @@ def samples(arguments: argparse.Namespace, screen: Screen) -> None:
     path = study.folder / "samples.csv"
     write_samples_csv(found, path)
     screen.say(f"as CSV: {path}")
-    screen.result(found)
+    errors = {name: dict(zip(found.errors.outputs, found.errors.metric(name)[0].tolist(), strict=False)) for name in METRICS}
+    screen.result(
+        {
+            "metric": found.metric,
+            "samples": found.errors.samples,
+            "worst": [dataclasses.asdict(sample) for sample in found.worst],
+            "flip_count": found.flip_count,
+            "flips": [dataclasses.asdict(sample) for sample in found.flips],
+            "errors": {name: values for name, values in errors.items() if name in found.errors.names()},
+        }
+    )
 
 
 def diagnose(arguments: argparse.Namespace, screen: Screen) -> None:
@@ -275,7 +282,7 @@ def diagnose(arguments: argparse.Namespace, screen: Screen) -> None:
     found = study.diagnosis()
     for line in diagnosis_lines(found, _width()):
         screen.say(line)
-    screen.result(found)
+    screen.result(dataclasses.asdict(found))
 
 
 def _width() -> int:
@@ -325,15 +332,15 @@ def runall(arguments: argparse.Namespace, screen: Screen) -> None:
     for line in diagnosis_lines(findings.diagnosis, _width()):
         screen.say(line)
     screen.say(f"report: {report_path}" + (f"; {len(paths)} charts and tables beside it" if paths else ""))
-    screen.result({"report": str(report_path), "diagnosis": findings.diagnosis, "folder": str(study.folder)})
+    diagnosis = dataclasses.asdict(findings.diagnosis)
+    screen.result({"report": str(report_path), "diagnosis": diagnosis, "folder": str(study.folder)})
 
 
 def _charted(findings: Findings) -> list[str]:
     """Returns the nodes whose distributions are drawn: the five most sensitive of each kind, and the suspects."""
     nodes = [found.nodes[position] for found in findings.sensitivity.values() for position in found.order()[:5]]
-    suspects = findings.diagnosis.suspects if findings.diagnosis is not None else ()
     known = {profile.node for profile in findings.profiles}
-    return [node for node in dict.fromkeys([*nodes, *(suspect.node for suspect in suspects)]) if node in known]
+    return [node for node in dict.fromkeys([*nodes, *suspected_nodes(findings)]) if node in known]
 
 
 #: Options of ``runall`` that say how the run is made.

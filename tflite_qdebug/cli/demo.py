@@ -16,8 +16,9 @@ from tflite_qdebug.cli.verbs import progress, show_evaluation, show_run, suspect
 from tflite_qdebug.conversion import load_float_model
 from tflite_qdebug.reports.diagnosis import diagnosis_lines
 from tflite_qdebug.reports.html import write_report
-from tflite_qdebug.reports.tables import number, write_csv
+from tflite_qdebug.reports.tables import write_csv
 from tflite_qdebug.study import Study
+from tflite_qdebug.wording import number
 
 _KINDS = ("float16", "dynamic_range", "int8", "int16x8")
 

@@ -11,7 +11,7 @@ from tflite_qdebug.errors import OptionError, QDebugError
 from tflite_qdebug.files import write_atomically
 from tflite_qdebug.findings import Findings
 from tflite_qdebug.reports.gate import Check, check_gate, junit_xml, markdown_summary
-from tflite_qdebug.reports.tables import number
+from tflite_qdebug.wording import number
 
 
 class GateError(QDebugError):

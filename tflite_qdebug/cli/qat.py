@@ -17,7 +17,7 @@ from tflite_qdebug.record import Run
 from tflite_qdebug.remedies.annotation import Annotation, annotate
 from tflite_qdebug.remedies.qat import QatResult, train_quantization_aware
 from tflite_qdebug.remedies.qat_comparison import QatComparison, compare_training
-from tflite_qdebug.reports.tables import number
+from tflite_qdebug.wording import number
 
 _KINDS = ("int8", "full_integer")
 

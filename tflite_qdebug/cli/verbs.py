@@ -15,7 +15,8 @@ from tflite_qdebug.cli.output import Folder, Screen
 from tflite_qdebug.conversion import CALIBRATED_KINDS, KINDS, CalibratedModel, FloatModel, QuantizedModel, load_float_model
 from tflite_qdebug.errors import OptionError, did_you_mean
 from tflite_qdebug.record import Run
-from tflite_qdebug.reports.tables import layer_table, number, whole_table, write_csv
+from tflite_qdebug.reports.tables import layer_table, whole_table, write_csv
+from tflite_qdebug.wording import number
 
 #: What ``convert`` can make, besides the library's kinds.
 DEBUG_KINDS = ("calibrated", "debug", "debug_whole_model")

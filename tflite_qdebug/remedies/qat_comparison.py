@@ -14,7 +14,7 @@ from tflite_qdebug.errors import ModelError, OptionError
 from tflite_qdebug.record import Run
 from tflite_qdebug.remedies.annotation import LayerGraph, layer_of_node
 from tflite_qdebug.remedies.qat import QatResult
-from tflite_qdebug.reports.tables import number
+from tflite_qdebug.wording import number
 
 __all__ = ["LayerRow", "QatComparison", "compare_training"]
 

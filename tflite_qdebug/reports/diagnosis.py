@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 
 from tflite_qdebug.findings import Diagnosis, Suspect
-from tflite_qdebug.reports.tables import shortened
+from tflite_qdebug.wording import shortened
 
 __all__ = ["diagnosis_lines"]
 

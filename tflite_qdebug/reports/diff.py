@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from tflite_qdebug.errors import MissingPackageError, OptionError
+from tflite_qdebug.errors import OptionError
 from tflite_qdebug.files import write_atomically
 from tflite_qdebug.findings import Findings
 from tflite_qdebug.record import Run
-from tflite_qdebug.reports.gate import output_errors
-from tflite_qdebug.reports.tables import number, shortened, write_columns
+from tflite_qdebug.reports.glossary import heading
+from tflite_qdebug.reports.outputs import output_errors
+from tflite_qdebug.reports.tables import write_columns
+from tflite_qdebug.reports.templating import rendered
+from tflite_qdebug.wording import number, shortened, signed
 
 __all__ = [
     "Change",
@@ -45,6 +48,7 @@ _PROVENANCE = {
     "numpy": "numpy",
     "python": "Python",
 }
+_AT_OUTPUTS = ("sqnr_db", "cosine")
 #: From this ratio on (or below its inverse) a layer's severity has changed: less is what other samples do.
 CHANGED = 1.25
 
@@ -230,7 +234,7 @@ def _outputs(old: Findings, new: Findings) -> list[NumberChange]:
     sides = [output_errors(one) for one in (old, new)]
     found = []
     for name in dict.fromkeys([*sides[0], *sides[1]]):
-        for quantity in ("sqnr_db", "cosine"):
+        for quantity in _AT_OUTPUTS:
             values = [getattr(side[name], quantity) if name in side else math.nan for side in sides]
             found.append(NumberChange(name, quantity, *values))
     return found
@@ -290,7 +294,8 @@ def _sentence(layers: tuple[LayerChange, ...], outputs: tuple[NumberChange, ...]
 
 def diff_table(result: Diff, count: int | None = None, name_width: int = 48) -> tuple[list[str], list[list[str]]]:
     """Returns header and rows of the layers that changed most, as text."""
-    header = ["operator", "node", "severity old", "new", "change", "SQNR dB old", "new", "RMSE/scale old", "new", ""]
+    before = [f"{heading(name)} old" for name in ("severity", "sqnr_db", "rmse_over_scale")]
+    header = ["operator", "node", before[0], "new", "change", before[1], "new", before[2], "new", ""]
     rows = []
     for position in result.order()[:count]:
         layer = result.layers[position]
@@ -311,12 +316,6 @@ def diff_table(result: Diff, count: int | None = None, name_width: int = 48) -> 
     return header, rows
 
 
-def signed(value: float, digits: int = 3) -> str:
-    """Returns a number with its sign."""
-    text = number(value, digits)
-    return text if text[0] == "-" or value == 0 else f"+{text}"
-
-
 def score_table(result: Diff) -> tuple[list[str], list[list[str]]]:
     """Returns header and rows of task metrics and sizes, as text."""
     return ["model", "metric", "old", "new", "change"], [_cells(change) for change in result.scores]
@@ -328,10 +327,10 @@ def output_table(result: Diff) -> tuple[list[str], list[list[str]]]:
 
 
 def _cells(change: NumberChange) -> list[str]:
-    title = {"sqnr_db": "SQNR dB", "bytes": "size in bytes"}.get(change.quantity, change.quantity)
     if change.quantity == "bytes":
         old, new = ("-" if math.isnan(value) else f"{value:.0f}" for value in (change.old, change.new))
-        return [change.name, title, old, new, "-" if math.isnan(change.change) else f"{change.change:+.0f}"]
+        return [change.name, "size in bytes", old, new, "-" if math.isnan(change.change) else f"{change.change:+.0f}"]
+    title = heading(change.quantity) if change.quantity in _AT_OUTPUTS else change.quantity
     return [change.name, title, number(change.old), number(change.new), signed(change.change)]
 
 
@@ -358,19 +357,6 @@ def write_diff_html(result: Diff, path: str | os.PathLike[str]) -> None:
         MissingPackageError: Where Jinja2 is not installed.
         OutputError: Where it cannot be written.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingPackageError("an HTML file needs Jinja2, which is not installed; pip install jinja2") from error
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tflite_qdebug.reports", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = number
-    environment.filters["signed"] = signed
     tables = {"scores": score_table(result), "outputs": output_table(result)}
-    text = environment.get_template("diff.html.j2").render(diff=result, order=result.order(), tables=tables)
+    text = rendered("diff.html", diff=result, order=result.order(), tables=tables, changed=CHANGED)
     write_atomically(path, text.encode())

@@ -17,9 +17,10 @@ import numpy as np
 
 from tflite_qdebug.errors import OptionError, did_you_mean
 from tflite_qdebug.findings import Findings, Score, Scores
-from tflite_qdebug.reports.tables import number
+from tflite_qdebug.reports.outputs import AtOutput, output_errors
+from tflite_qdebug.wording import kilobytes, number
 
-__all__ = ["SQNR_TOLERANCE", "AtOutput", "Check", "Drop", "check_gate", "junit_xml", "markdown_summary", "output_errors"]
+__all__ = ["SQNR_TOLERANCE", "Check", "Drop", "check_gate", "junit_xml", "markdown_summary"]
 
 #: By how many dB an output's SQNR may be below the baseline's unless it is said otherwise: what other samples or kernels do.
 SQNR_TOLERANCE = 0.5
@@ -48,22 +49,6 @@ class Check:
     limit: float
     unit: str
     words: str
-
-
-class AtOutput(NamedTuple):
-    """The error at one output of the quantized model.
-
-    Attributes:
-        sqnr_db: Of all samples, pooled.
-        cosine: The same.
-        broken: True where values are NaN or infinite.
-        samples: How many.
-    """
-
-    sqnr_db: float
-    cosine: float
-    broken: bool
-    samples: int
 
 
 class Drop(NamedTuple):
@@ -101,35 +86,6 @@ class Drop(NamedTuple):
         if self.percent:
             return self.amount * abs(reference), f"{number(100 * self.amount, 3)} % of {number(reference)}, which is no share"
         return self.amount, f"{number(self.amount, 3)} in the metric's own unit, since {number(reference)} is no share"
-
-
-def output_errors(findings: Findings) -> dict[str, AtOutput]:
-    """Returns the error at each output of the quantized model, by name; nothing where it was not measured.
-
-    Of the samples analysis where that was made, since it measures all samples; else of the run.
-    """
-    if findings.samples is not None and "quantized" in findings.samples.errors.variants:
-        errors = findings.samples.errors
-        row = errors.variants.index("quantized")
-        sqnr, cosine = errors.metric("sqnr_db")[row], errors.metric("cosine")[row]
-        broken = ~np.isfinite(errors.sums[row]).all(axis=-1)
-        names, samples = errors.outputs, errors.samples
-    elif "quantized" in findings.run.whole and findings.run.outputs:
-        statistics = findings.run.whole["quantized"]
-        sqnr, cosine = statistics.sqnr_db, statistics.cosine
-        broken = ~np.isfinite(statistics.sums).all(axis=1)
-        names, samples = tuple(findings.run.outputs), statistics.samples
-    else:
-        return {}
-    return {name: AtOutput(float(sqnr[i]), float(cosine[i]), bool(broken[i]), samples) for i, name in enumerate(_unique(names))}
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    """Returns the names, with a number behind one that came before."""
-    found: list[str] = []
-    for name in names:
-        found.append(name if name not in found else f"{name} ({found.count(name) + 1})")
-    return found
 
 
 def check_gate(
@@ -422,10 +378,10 @@ def _score_lines(findings: Findings, baseline: Findings | None) -> list[str]:
     if findings.scores is None:
         return []
     metrics = findings.scores.metrics
-    rows = [[score.name, f"{score.size / 1000:.1f}", *_values(score, metrics)] for score in findings.scores.scores]
+    rows = [[score.name, kilobytes(score.size), *_values(score, metrics)] for score in findings.scores.scores]
     before = baseline.scores.score("quantized") if baseline and baseline.scores else None
     if before is not None:
-        rows.append(["quantized, in the baseline", f"{before.size / 1000:.1f}", *_values(before, metrics)])
+        rows.append(["quantized, in the baseline", kilobytes(before.size), *_values(before, metrics)])
     return ["", *_markdown_table(["model", "size kB", *metrics], rows)]
 
 

@@ -6,9 +6,9 @@ import dataclasses
 import math
 from typing import Any
 
-from tflite_qdebug.reports.tables import number
+from tflite_qdebug.wording import byte_size, number, percent
 
-__all__ = ["GLOSSARY", "Figure", "Term", "figure"]
+__all__ = ["GLOSSARY", "MODES", "WHOLE", "Figure", "Term", "figure", "heading", "label", "task_term"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Term:
         above: Bad above it; the same.
         digits: Significant digits.
         suffix: The unit behind the number; None: the ``unit``.
+        heading: Name and unit over a column in a terminal, where there is little room; empty: the name.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Term:
     above: float | None = None
     digits: int = 3
     suffix: str | None = None
+    heading: str = ""
 
     def is_bad(self, value: float) -> bool:
         """Returns whether a value is beyond the bounds that hold for all models; NaN is not."""
@@ -48,9 +50,9 @@ class Term:
         if math.isinf(value):
             return "∞" if value > 0 else "−∞"
         if self.kind == "share":
-            return f"{number(100 * value, self.digits)} %"
+            return percent(value, self.digits)
         if self.kind == "bytes":
-            return _bytes(value)
+            return byte_size(value)
         if self.kind in ("count", "index"):
             return f"{int(value):,}".replace(",", " ") if self.kind == "count" else str(int(value))
         return number(value, self.digits).replace("-", "−")
@@ -113,11 +115,33 @@ def figure(term: str, value: Any, name: str = "") -> Figure:
     )
 
 
-def _bytes(value: float) -> str:
-    for unit, size in (("MB", 1e6), ("kB", 1e3)):
-        if abs(value) >= size:
-            return f"{number(value / size, 3)} {unit}"
-    return f"{int(value)} B"
+def heading(metric: str) -> str:
+    """Returns what stands over a column of a metric in a terminal; over a metric of the user's its own name."""
+    term = GLOSSARY.get(metric)
+    return metric if term is None else term.heading or term.name
+
+
+def label(metric: str, task: bool = False) -> str:
+    """Returns a metric's name and unit for an axis or a title; ``task``: it is the user's, whatever it is called."""
+    if task or metric not in GLOSSARY:
+        return f"{metric} (mean over samples)"
+    return f"{GLOSSARY[metric].name} ({GLOSSARY[metric].unit})"
+
+
+def task_term(metric: str) -> str:
+    """Returns the key of the term of a task metric: its own where the glossary has it."""
+    return metric if metric in GLOSSARY else "task"
+
+
+#: What is quantized, or left float, in each mode of sensitivity.
+MODES = {
+    "node": "one node alone quantized",
+    "weights": "one node's weights alone quantized",
+    "activation": "one node's input alone quantized",
+    "float": "one node alone left float, all others quantized",
+}
+#: What is quantized in each of the whole models that a run may compare.
+WHOLE = {"quantized": "all of it", "weights": "weights alone", "activations": "activations alone"}
 
 
 _REAL = "real units"
@@ -142,6 +166,7 @@ GLOSSARY: dict[str, Term] = {
         "The layer's root mean square error in steps of its own integers.",
         "0.29 is pure rounding, the floor; above 1 it is bad.",
         above=1.0,
+        heading="RMSE/scale",
     ),
     "sqnr_db": Term(
         "SQNR",
@@ -149,6 +174,7 @@ GLOSSARY: dict[str, Term] = {
         "Signal to quantization noise ratio: 10 log10 of the float values' energy over the error's.",
         "High is good; below 20 dB the error is more than a tenth of the signal.",
         below=20.0,
+        heading="SQNR dB",
     ),
     "cosine": Term(
         "cosine",
@@ -432,7 +458,12 @@ GLOSSARY: dict[str, Term] = {
         "max error", _REAL, "The greatest difference of one value of an output.", "Bad where it can change an answer."
     ),
     "kl": Term(
-        "KL divergence", "nats", "How far the quantized probabilities are from the float ones.", "Above 0.1 is bad.", above=0.1
+        "KL divergence",
+        "nats",
+        "How far the quantized probabilities are from the float ones.",
+        "Above 0.1 is bad.",
+        above=0.1,
+        heading="KL nats",
     ),
     "steps_float": Term(
         "left float",

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-import importlib.resources
 import os
 from pathlib import Path
-from typing import Any
 
-from tflite_qdebug.errors import MissingPackageError
 from tflite_qdebug.files import write_atomically
 from tflite_qdebug.findings import Findings
-from tflite_qdebug.reports import charts
-from tflite_qdebug.reports.pages import describe
+from tflite_qdebug.reports.content.report import describe
+from tflite_qdebug.reports.drawing import CONFIG, load_converter, vega_lite_version
+from tflite_qdebug.reports.templating import rendered
 
 __all__ = ["render_report", "write_report"]
 
@@ -38,38 +36,11 @@ def write_report(findings: Findings, path: str | os.PathLike[str], pages: int = 
 
 def render_report(findings: Findings, pages: int = PAGES) -> str:
     """Returns the report as HTML; the arguments are those of `write_report`."""
-    environment = _environment()
-    template = environment.get_template("report.html")
-    text: str = template.render(report=describe(findings, pages), config=charts.CONFIG, library=_library())
-    # A name may hold half of a surrogate pair, which no encoding can write.
-    return text.encode("utf-8", "replace").decode()
-
-
-def _environment() -> Any:
-    try:
-        import jinja2
-        import markupsafe
-    except ImportError as error:
-        raise MissingPackageError(
-            "the report needs jinja2, which is not installed; pip install 'tflite-qdebug[host]'"
-        ) from error
-    loader = jinja2.PackageLoader("tflite_qdebug.reports", "templates")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    environment.globals["source"] = lambda name: markupsafe.Markup(_source(name))
-    environment.globals["trusted"] = markupsafe.Markup
-    return environment
-
-
-def _source(name: str) -> str:
-    return (importlib.resources.files("tflite_qdebug.reports") / "templates" / name).read_text(encoding="utf-8")
+    return rendered("report.html", report=describe(findings, pages), config=CONFIG, library=_library())
 
 
 @functools.cache
 def _library() -> str:
     """Returns Vega, Vega-Lite and vega-embed as one script, which may stand between script tags."""
-    converter = charts.converter()
-    text: str = converter.javascript_bundle(vl_version=charts.vega_lite_version())
+    text: str = load_converter().javascript_bundle(vl_version=vega_lite_version())
     return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")

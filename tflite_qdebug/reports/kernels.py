@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 
 from tflite_qdebug.kernel_record import Difference, KernelComparison, KernelRow
-from tflite_qdebug.reports.tables import number, shortened, write_columns
+from tflite_qdebug.reports.tables import write_columns
+from tflite_qdebug.wording import number, shortened
 
 __all__ = ["kernel_table", "write_kernel_csv"]
 

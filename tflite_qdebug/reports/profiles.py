@@ -9,7 +9,8 @@ import numpy as np
 
 from tflite_qdebug.errors import OptionError
 from tflite_qdebug.findings import Profile
-from tflite_qdebug.reports.tables import number, shortened, write_columns
+from tflite_qdebug.reports.tables import write_columns
+from tflite_qdebug.wording import number, shortened
 
 __all__ = ["channel_table", "profile_columns", "profile_table", "write_channel_csv", "write_profile_csv"]
 

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from tflite_qdebug.findings import SampleError, Samples
-from tflite_qdebug.reports.tables import number, shortened, write_columns
+from tflite_qdebug.reports.glossary import heading
+from tflite_qdebug.reports.tables import write_columns
+from tflite_qdebug.wording import number, percent, shortened
 
 __all__ = ["flip_sentence", "sample_table", "write_samples_csv"]
 
 _SHOWN = ("sqnr_db", "cosine", "mse")
-_TITLES = {"sqnr_db": "SQNR dB", "cosine": "cosine", "mse": "MSE", "mre": "MRE", "chebyshev": "max error", "kl": "KL nats"}
 
 
 def sample_table(samples: Samples, flips: bool = False) -> tuple[list[str], list[list[str]]]:
@@ -21,8 +22,8 @@ def sample_table(samples: Samples, flips: bool = False) -> tuple[list[str], list
     ``class`` is the position of the greatest value of the first output, in the float and in the quantized model.
     """
     more = samples.metric not in _SHOWN
-    header = ["sample", "label", *([_TITLES[samples.metric]] if more else []), *(_TITLES[name] for name in _SHOWN)]
-    header += ["class float", "class quantized", "flips"]
+    shown = [samples.metric, *_SHOWN] if more else _SHOWN
+    header = ["sample", "label", *map(heading, shown), "class float", "class quantized", "flips"]
     rows = []
     for sample in samples.flips if flips else samples.worst:
         values = [sample.value] if more else []
@@ -39,8 +40,7 @@ def flip_sentence(samples: Samples) -> str:
     total = samples.errors.samples
     if not any(sample.float_class >= 0 for sample in known) or not total:
         return ""
-    share = 100.0 * samples.flip_count / total
-    return f"the prediction flips on {samples.flip_count} of {total} samples ({number(share, 3)} %)"
+    return f"the prediction flips on {samples.flip_count} of {total} samples ({percent(samples.flip_count / total)})"
 
 
 def write_samples_csv(samples: Samples, path: str | os.PathLike[str]) -> None:

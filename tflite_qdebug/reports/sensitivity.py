@@ -10,12 +10,15 @@ import numpy as np
 from tflite_qdebug.errors import OptionError, did_you_mean
 from tflite_qdebug.findings import Curve, Sensitivity, Steps
 from tflite_qdebug.output_error import OutputErrors
-from tflite_qdebug.reports.tables import number, shortened, write_columns
+from tflite_qdebug.reports.glossary import heading
+from tflite_qdebug.reports.tables import write_columns
+from tflite_qdebug.wording import kilobytes, number, shortened
 
 __all__ = [
     "CURVE_METRICS",
     "curve_metric",
     "curve_table",
+    "running_mean",
     "sensitivity_table",
     "steps_table",
     "write_curves_csv",
@@ -23,25 +26,8 @@ __all__ = [
     "write_steps_csv",
 ]
 
-_TITLES = {
-    "cosine": "cosine",
-    "mse": "MSE",
-    "mre": "MRE",
-    "sqnr_db": "SQNR dB",
-    "chebyshev": "max error",
-    "kl": "KL nats",
-    "flips": "flips",
-}
-
-#: The columns of a run that a table of curves can show, and their units; real units are the tensor's.
-CURVE_METRICS = {
-    "sqnr_db": "SQNR in dB",
-    "cosine": "cosine similarity",
-    "mse": "MSE in real units squared",
-    "mre": "MRE, mean |error| / |float value|,",
-    "rmse": "RMSE in real units",
-    "max_abs_error": "greatest error in real units",
-}
+#: The columns of a run that a table of curves can show.
+CURVE_METRICS = ("sqnr_db", "cosine", "mse", "mre", "rmse", "max_abs_error")
 # What the errors at a model's outputs are called by is understood here too.
 _SAME = {"chebyshev": "max_abs_error"}
 _AVERAGED = ("sqnr_db", "cosine", "mse", "mre")
@@ -56,9 +42,9 @@ def _shown(errors: OutputErrors, metric: str) -> list[str]:
 def sensitivity_table(found: Sensitivity, count: int = 10) -> tuple[list[str], list[list[str]]]:
     """Returns header and rows of the most sensitive nodes; of several outputs each value is the worst one's."""
     shown = _shown(found.errors, found.metric)
-    header = ["#", "operator", "node", *(_TITLES.get(name, name) for name in shown), "90 %", "rank, 90 %"]
+    header = ["#", "operator", "node", *map(heading, shown), "90 %", "rank, 90 %"]
     values = {name: found.errors.worst(name, found.large_is_bad) for name in shown}
-    low, high = (ends.min(axis=1) for ends in found.errors.interval(found.metric))
+    low, high = found.errors.worst_interval(found.metric, found.large_is_bad)
     ranks = found.errors.ranks(found.metric, large_is_bad=found.large_is_bad)
     total = len(found.nodes) + 1
     rows = []
@@ -178,23 +164,30 @@ def write_curves_csv(curves: Sequence[Curve], path: str | os.PathLike[str], *, a
     write_columns({"curve": names, **columns}, path)
 
 
-def running_mean(values: np.ndarray) -> np.ndarray:
-    """Returns the mean of each value and all before it, NaN and infinity left out; float64, same shape."""
+def running_mean(values: np.ndarray, width: int | None = None) -> np.ndarray:
+    """Returns the mean of each value and those before it, NaN and infinity left out; float64, same shape.
+
+    Args:
+        values: In their order, ``(values,)``.
+        width: Over how many values, the last of them the value itself; None: over all before it.
+    """
     finite = np.isfinite(values)
-    counts = np.cumsum(finite)
+    sums, counts = np.cumsum(np.where(finite, values, 0.0)), np.cumsum(finite)
+    if width is not None:
+        sums[width:], counts[width:] = sums[width:] - sums[:-width], counts[width:] - counts[:-width]
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.cumsum(np.where(finite, values, 0.0)) / counts)
+        return np.asarray(sums / counts)
 
 
 def steps_table(steps: Steps) -> tuple[list[str], list[list[str]]]:
     """Returns header and rows, one for each step."""
     shown = _shown(steps.errors, steps.metric)
-    header = ["float nodes", "operator", "node", *(_TITLES.get(name, name) for name in shown), "size kB"]
+    header = ["float nodes", "operator", "node", *map(heading, shown), "size kB"]
     values = {name: steps.errors.worst(name) for name in shown}
     rows = []
     for step in range(len(steps.nodes) + 1):
         operator, node = ("", "all quantized") if not step else (steps.op_names[step - 1], shortened(steps.nodes[step - 1], 48))
-        size = f"{steps.sizes[step] / 1000:.1f}" if steps.sizes else "-"
+        size = kilobytes(steps.sizes[step]) if steps.sizes else "-"
         mark = " *" if step == steps.met else ""
         rows.append([f"{step}{mark}", operator, node, *(number(values[name][step]) for name in shown), size])
     if steps.float_metrics:

@@ -10,11 +10,13 @@ from typing import Any
 
 from tflite_qdebug.files import write_atomically
 from tflite_qdebug.record import Run
-from tflite_qdebug.reports.tables import number, part_shares, shortened
+from tflite_qdebug.reports.glossary import heading
+from tflite_qdebug.reports.tables import part_shares
+from tflite_qdebug.wording import number, shortened
 
 __all__ = ["side_by_side", "side_by_side_table", "write_side_by_side"]
 
-_COLUMNS = {"rmse_over_scale": "RMSE/scale", "output_over_scale": "output/scale", "sqnr_db": "SQNR dB"}
+_COLUMNS = {"rmse_over_scale": heading("rmse_over_scale"), "output_over_scale": "output/scale", "sqnr_db": heading("sqnr_db")}
 
 
 def side_by_side(runs: Mapping[str, Run]) -> list[dict[str, Any]]:

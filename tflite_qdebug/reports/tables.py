@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,12 +12,26 @@ import numpy as np
 
 from tflite_qdebug.files import write_atomically
 from tflite_qdebug.record import Run
+from tflite_qdebug.reports.glossary import WHOLE, heading
+from tflite_qdebug.wording import number, shortened
 
-__all__ = ["layer_table", "part_shares", "print_table", "text_table", "whole_table", "write_columns", "write_csv"]
-
+__all__ = [
+    "OUTPUT_FIGURES",
+    "layer_table",
+    "part_shares",
+    "print_table",
+    "text_table",
+    "whole_table",
+    "write_columns",
+    "write_csv",
+]
 
 # Columns that the table of layers has only where they rank it.
-_RANKED = {"severity": "severity", "mse": "MSE", "mre": "MRE"}
+_RANKED = ("severity", "mse", "mre")
+# Those that it always has, and in how many digits.
+_FIGURES = {"rmse_over_scale": 3, "sqnr_db": 3, "cosine": 4, "bias": 3, "max_abs_error": 3, "scale": 3}
+#: What is shown of the error at an output.
+OUTPUT_FIGURES = ("sqnr_db", "cosine", "rmse", "max_abs_error")
 
 
 def write_csv(run: Run, path: str | os.PathLike[str]) -> None:
@@ -43,47 +56,16 @@ def write_columns(columns: Mapping[str, Sequence[Any] | np.ndarray], path: str |
     write_atomically(path, text.getvalue().encode())
 
 
-def number(value: Any, digits: int = 4) -> str:
-    """Returns a number as a person reads it: so many significant digits, no exponent where none is needed."""
-    value = float(value)
-    if math.isnan(value):
-        return "-"
-    if math.isinf(value):
-        return "inf" if value > 0 else "-inf"
-    magnitude = abs(value)
-    if value and (magnitude >= 1e6 or magnitude < 1e-4):
-        return f"{value:.{digits - 2}e}"
-    decimals = max(0, digits - 1 - (math.floor(math.log10(magnitude)) if value else 0))
-    return f"{value:.{min(decimals, 6)}f}"
-
-
-def shortened(name: str, width: int) -> str:
-    """Returns a name with ``…`` for a part of it; a denylist takes it in this form too.
-
-    Of the names that the converter joined with semicolons the first is kept; a long one is cut in its middle, as both ends
-    tell layers apart.
-    """
-    if len(name) <= width:
-        return name
-    first, semicolon, _ = name.partition(";")
-    end = "…" if semicolon else ""
-    room = width - len(end)
-    if len(first) > room:
-        head = (room - 1) // 3
-        first = first[:head] + "…" + first[-(room - 1 - head) :]
-    return first + end
-
-
 def layer_table(
     run: Run, positions: Sequence[int], name_width: int = 48, criterion: str = ""
 ) -> tuple[list[str], list[list[str]]]:
     """Returns header and rows of the layers at ``positions``, as text, with the column that ranks them."""
     columns = run.columns()
-    header = ["#", "operator", "node", "RMSE/scale", "SQNR dB", "cosine", "bias", "max error", "scale", "at ends %", "worst"]
     shares = part_shares(run)
+    header = ["#", "operator", "node", *(heading(name) for name in _FIGURES), "at ends %", "worst"]
     header += [f"{name} %" for name in shares]
     ranked = [criterion] if criterion in _RANKED else []
-    header[3:3] = [_RANKED[name] for name in ranked]
+    header[3:3] = map(heading, ranked)
     rows = []
     for position in positions:
         ends = 100 * (columns["saturated_low"][position] + columns["saturated_high"][position])
@@ -93,12 +75,7 @@ def layer_table(
                 str(columns["op_name"][position]),
                 shortened(str(columns["node"][position]), name_width),
                 *(number(columns[name][position], 3) for name in ranked),
-                number(columns["rmse_over_scale"][position], 3),
-                number(columns["sqnr_db"][position], 3),
-                number(columns["cosine"][position], 4),
-                number(columns["bias"][position], 3),
-                number(columns["max_abs_error"][position], 3),
-                number(columns["scale"][position], 3),
+                *(number(columns[name][position], digits) for name, digits in _FIGURES.items()),
                 number(ends, 2),
                 str(columns["worst_sample"][position]),
                 *(number(share[position], 3) for share in shares.values()),
@@ -120,13 +97,12 @@ def part_shares(run: Run) -> dict[str, np.ndarray]:
 
 def whole_table(run: Run) -> tuple[list[str], list[list[str]]]:
     """Returns header and rows of the model's outputs: quantized, with weights alone quantized, with activations alone."""
-    header = ["output", "quantized", "SQNR dB", "cosine", "RMSE", "max error"]
-    words = {"quantized": "all of it", "weights": "weights alone", "activations": "activations alone"}
-    rows = []
-    for position, output in enumerate(run.outputs):
-        for name, statistics in run.whole.items():
-            values = (statistics.sqnr_db, statistics.cosine, statistics.rmse, statistics.max_abs_error)
-            rows.append([output, words[name], *(number(value[position], 4) for value in values)])
+    header = ["output", "quantized", *map(heading, OUTPUT_FIGURES)]
+    rows = [
+        [output, WHOLE[what], *(number(getattr(statistics, name)[position]) for name in OUTPUT_FIGURES)]
+        for position, output in enumerate(run.outputs)
+        for what, statistics in run.whole.items()
+    ]
     return header, rows
 
 

@@ -96,6 +96,7 @@ def test_run_writes_models_layers_and_the_run(tmp_path: Path, capsys: pytest.Cap
     printed = capsys.readouterr().out
     assert {path.name for path in folder.iterdir()} == {
         "float.tflite", "calibrated.tflite", "int8.tflite", "debug.tflite", "layers.csv", "run.json", "repeat.json",
+        "study.json",
     }  # fmt: skip
     run = Run.load(folder / "run.json")
     assert run.statistics.samples == 40
@@ -140,8 +141,8 @@ def test_demo_brings_the_accuracy_back(tmp_path: Path, capsys: pytest.CaptureFix
 def test_demo_teaches_at_each_step(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", QUIET]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("On your own model: tflite-qdebug") == 4
-    for step in "1234":
+    assert printed.count("On your own model: tflite-qdebug") == 5
+    for step in "12345":
         assert f"\n{step}. " in "\n" + printed
 
 

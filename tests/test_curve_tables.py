@@ -20,7 +20,7 @@ from tflite_qdebug.collect import Backend
 from tflite_qdebug.errors import OptionError
 from tflite_qdebug.findings import Curve
 from tflite_qdebug.record import Layer, Run
-from tflite_qdebug.reports import charts
+from tflite_qdebug.reports import run_charts
 from tflite_qdebug.reports.sensitivity import CURVE_METRICS, curve_metric, curve_table, write_curves_csv
 from tflite_qdebug.statistics import ErrorStatistics
 
@@ -120,11 +120,11 @@ def test_a_curve_that_did_not_measure_a_metric_is_not_shown_as_empty() -> None:
     with pytest.raises(OptionError, match="metric 'mre', which was not measured"):
         curve_table([curve("all"), curve("old", relative=False)], "mre")
     with pytest.raises(OptionError, match="metric 'mre', which was not measured"):
-        charts.accumulated_error([curve("old", relative=False)], "mre")
+        run_charts.accumulated_error([curve("old", relative=False)], "mre")
 
 
 def test_the_chart_shows_relative_errors() -> None:
-    drawn = charts.accumulated_error([curve("all")], "mre")
+    drawn = run_charts.accumulated_error([curve("all")], "mre")
     assert [row["value"] for row in rows_of_chart(drawn)[0]] == [0.25, 0.5, 2.0]
     assert drawn.to_dict()["layer"][0]["encoding"]["y"]["title"] == "MRE (ratio)"
 

@@ -16,7 +16,8 @@ from tflite_qdebug.cli import main
 from tflite_qdebug.errors import OptionError
 from tflite_qdebug.findings import Findings, save_part
 from tflite_qdebug.output_error import OutputErrors, measure_output
-from tflite_qdebug.reports.gate import Check, Drop, check_gate, junit_xml, markdown_summary, output_errors
+from tflite_qdebug.reports.gate import Check, Drop, check_gate, junit_xml, markdown_summary
+from tflite_qdebug.reports.outputs import output_errors
 
 
 def only(checks: tuple[Check, ...]) -> Check:

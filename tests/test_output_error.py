@@ -228,6 +228,21 @@ def test_the_worst_output_counts() -> None:
         np.testing.assert_allclose(errors.badness(name), BADNESS[name] * errors.worst(name))
 
 
+def test_the_interval_is_that_of_the_worst_output() -> None:
+    errors = OutputErrors(["one", "two"], ["a", "b"])
+    for index in range(40):
+        generator = np.random.default_rng(index)
+        reference = generator.normal(size=(1, 50)).astype(np.float32)
+        spread = generator.uniform(0.5, 1.5)
+        sizes = [[0.01, 0.1 * spread], [0.3 * spread, 0.02]]
+        errors.add(index, np.array([[measure_output(reference * (1 + size), reference) for size in row] for row in sizes]))
+    for name in ("sqnr_db", "mse", "cosine"):
+        low, high = errors.interval(name)
+        worst_low, worst_high = errors.worst_interval(name)
+        np.testing.assert_array_equal(worst_low, [low[0, 1], low[1, 0]])
+        np.testing.assert_array_equal(worst_high, [high[0, 1], high[1, 0]])
+
+
 # -- sums ------------------------------------------------------------------------------------------------------------------
 
 

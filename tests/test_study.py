@@ -483,6 +483,20 @@ def _of_signature(content: bytes, key: str) -> list[Any]:
     return control_flow_models.samples(selected_signature(Model(content), key), 3)
 
 
+def test_a_model_without_sensitive_nodes_gets_the_rest(tmp_path: Path) -> None:
+    floating, content = control_flow_models.variables(), control_flow_models.quantized("variables")
+    one = made(tmp_path, content, control_flow_models.samples(Model(floating), 3), floating)
+    with pytest.raises(ModelError, match="nothing that the outputs depend on is quantized"):
+        one.sensitivity()
+    findings = one.all()
+    assert findings.sensitivity == {}
+    assert findings.steps is None
+    assert findings.diagnosis is not None
+    assert findings.curves == ()
+    assert sum("sensitivity of mode" in note for note in findings.run.notes) == 3
+    assert sum("accumulated error: VAR_HANDLE" in note for note in findings.run.notes) == 1
+
+
 def test_a_run_without_parts_gets_them(tmp_path: Path, counted: Counter[str]) -> None:
     made(tmp_path)
     data = [inputs for inputs, _ in labelled()]

@@ -72,6 +72,7 @@ class Setup:
         signature: The signature that was measured; None: the main subgraph.
         runtime: The package that ran the models, as it was asked for.
         kernels: The kernels, as they were asked for.
+        inside: The loop, branch or composite that the run is of, where the model itself is float throughout.
     """
 
     float_model: str | None
@@ -84,6 +85,7 @@ class Setup:
     signature: str | None = None
     runtime: str = "auto"
     kernels: str = "auto"
+    inside: str | None = None
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes it into the folder of a run.
@@ -203,6 +205,11 @@ class Study:
         if not (place / "run.json").exists():
             raise ModelError(f"there is no run in {place}; expected a folder that 'tflite-qdebug run ... --output DIR' wrote")
         setup = Setup.load(place)
+        if setup.inside is not None:
+            raise ModelError(
+                f"the run in {place} is of {setup.inside}, inside of a model that is float otherwise; the analyses go through "
+                "whole models, and cannot tell what is quantized inside of one operator apart"
+            )
         arguments = {
             "float_model": None if setup.float_model is None else place / setup.float_model,
             "quantized_model": place / setup.quantized_model,
@@ -404,6 +411,11 @@ class Study:
                 chosen = dataclasses.replace(known, metric=metric, large_is_bad=large_is_bad)
                 return chosen if wanted is None else selected(chosen, wanted)
         place = self.folder / PLACES["sensitivity"].format(f"{mode}.partial" if whole else f"{mode}.some.partial")
+
+        def finished(found: Sensitivity) -> None:
+            self.findings.sensitivity[mode] = self._stamped(found, task_metrics)
+            self._keep("sensitivity", self.findings.sensitivity[mode], mode)
+
         found = sensitivity(
             *self._models(),
             self._dataset(),
@@ -416,13 +428,10 @@ class Study:
             label_offset=self._label_offset,
             memory=self._memory,
             saved=place,
+            finished=finished if whole else None,
             **self._common,
         )
-        if whole:
-            found = self._stamped(found, task_metrics)
-            self.findings.sensitivity[mode] = found
-            self._keep("sensitivity", found, mode)
-        return found
+        return self.findings.sensitivity[mode] if whole else found
 
     def curves(
         self, quantized: Sequence[str | Sequence[str]] = (), left_float: Sequence[str | Sequence[str]] = ()
@@ -473,7 +482,13 @@ class Study:
             # Without a threshold it is NaN, which equals nothing.
             if same and enough and len(known.nodes) <= most and np.array_equal(known.threshold, wanted, equal_nan=True):
                 return known
-        found_steps = leave_float(
+
+        def finished(found: Steps) -> None:
+            if ranked or known is None:
+                self.findings.steps = self._stamped(found, task_metrics)
+                self._keep("steps", self.findings.steps)
+
+        return leave_float(
             *self._models(),
             self._dataset(),
             nodes,
@@ -484,13 +499,9 @@ class Study:
             large_is_bad=large_is_bad,
             label_offset=self._label_offset,
             saved=self.folder / "sensitivity_analysis" / "steps.partial.json",
+            finished=finished,
             **self._common,
         )
-        found_steps = self._stamped(found_steps, task_metrics)
-        if ranked or known is None:
-            self.findings.steps = found_steps
-            self._keep("steps", found_steps)
-        return found_steps
 
     def profiles(self, nodes: Sequence[str] | None = None, axis: int | None = None) -> tuple[Profile, ...]:
         """Returns the profiles of nodes, as `profile_pair` makes them; None: of all, which are kept."""
@@ -589,10 +600,10 @@ class Study:
                 lambda mode=mode, task=own: self._tolerated(mode, metric, task),  # type: ignore[misc]
             )
         yield "distributions and channels", self.profiles
-        yield "accumulated error: all, weights, activations", self.curves
+        yield "accumulated error: all, weights, activations", self._curved
         yield (
             "sensitivity analysis: the most sensitive nodes left float",
-            lambda: self.steps(metric=metric, threshold=threshold, task_metrics=tasks),
+            lambda: self._stepped(metric, threshold, tasks),
         )
         yield "diagnosis", self.diagnosis
 
@@ -603,13 +614,23 @@ class Study:
             return next(samples).label is not None
 
     def _tolerated(self, mode: str, metric: str, task: TaskMetrics) -> None:
-        """Measures one mode; a model without quantized weights, or activations, has no sensitivity to them: no failure."""
+        """Measures one mode; a model of which no weights, activations or nodes are quantized has no sensitivity: no failure."""
         try:
             self.sensitivity(mode, metric=metric, task_metrics=task)
         except ModelError as error:
-            if mode == "node":
-                raise
             self._note(f"sensitivity of mode {mode}: {error}")
+
+    def _curved(self) -> None:
+        """Measures accumulated error; a model that cannot be taken apart for it has none: no failure."""
+        try:
+            self.curves()
+        except ModelError as error:
+            self._note(f"accumulated error: {error}")
+
+    def _stepped(self, metric: str, threshold: float | None, tasks: TaskMetrics) -> None:
+        """Leaves the most sensitive nodes float, where any is."""
+        if "node" in self.findings.sensitivity:
+            self.steps(metric=metric, threshold=threshold, task_metrics=tasks)
 
     def _note(self, words: str) -> None:
         """Notes something about the run, once."""

@@ -48,11 +48,16 @@ def kilobytes(count: float) -> str:
     return f"{count / 1000:.1f}"
 
 
-def shortened(name: str, width: int) -> str:
+def shortened(name: str, width: int, front: float = 1 / 3) -> str:
     """Returns a name with ``…`` for a part of it; a denylist takes it in this form too.
 
     Of the names that the converter joined with semicolons the first is kept; a long one is cut in its middle, as both ends
     tell layers apart.
+
+    Args:
+        name: Of a node.
+        width: In characters, at most.
+        front: Share of them before the cut. Whole names mostly begin with the model's, so that their ends say more.
     """
     if len(name) <= width:
         return name
@@ -60,7 +65,7 @@ def shortened(name: str, width: int) -> str:
     end = "…" if semicolon else ""
     room = width - len(end)
     if len(first) > room:
-        head = (room - 1) // 3
+        head = int((room - 1) * front)
         first = first[:head] + "…" + first[-(room - 1 - head) :]
     return first + end
 
@@ -70,4 +75,4 @@ def short_labels(names: Sequence[str], width: int = 40) -> dict[str, str]:
     folders = collections.Counter(name.partition("/")[0] for name in set(names) if "/" in name.partition(";")[0])
     folder, count = folders.most_common(1)[0] if folders else ("", 0)
     shared = f"{folder}/" if 2 * count > len(set(names)) > 1 else ""
-    return {name: shortened(name.removeprefix(shared), width) for name in names}
+    return {name: shortened(name.removeprefix(shared), width, 1 / 2) for name in names}

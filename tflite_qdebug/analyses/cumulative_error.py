@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tflite_qdebug.analyses.layer_error import run_debug_model
-from tflite_qdebug.analyses.mixed_pair import MixedPair, open_mixed
+from tflite_qdebug.analyses.mixed_pair import MixedPair, open_mixed, trusted_backend
 from tflite_qdebug.collect import Backend, LayerMetrics
 from tflite_qdebug.edit import DebugModel
 from tflite_qdebug.edit.mixed import ACTIVATION, FLOAT, NODE, WEIGHTS, MixedModels, Node
@@ -64,6 +64,7 @@ def accumulated_error(
     """
     backend = backend or Backend()
     mixed = open_mixed(float_model, quantized_model, debug_dataset, signature=signature, limit=limit, backend=backend)
+    backend, doubts = trusted_backend(mixed, backend)
     for option, entries in (("quantized", quantized), ("left_float", left_float)):
         if isinstance(entries, str):
             raise OptionError(f"got {option}={entries!r}, expected a list of groups, such as [{entries!r}]")
@@ -76,6 +77,7 @@ def accumulated_error(
         curve = before.get((name, quantized_names, float_names))
         if curve is None or not _is_of(curve, mixed):
             run = _measured(mixed, forms, name, backend, progress)
+            run.notes += doubts
             curve = Curve(name, quantized_names, float_names, run)
             if finished is not None:
                 finished(curve)

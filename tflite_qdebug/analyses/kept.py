@@ -96,3 +96,11 @@ class Kept:
         """Removes the file: the result takes its place."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Kept:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *about: object) -> None:
+        """Removes the file after an error that left nothing in it for another run to use."""
+        if kind is not None and not self.passes:
+            self.finish()

@@ -46,6 +46,7 @@ def sensitivity(
     backend: Backend | None = None,
     progress: bool | None = None,
     saved: str | os.PathLike[str] | None = None,
+    finished: Callable[[Sensitivity], None] | None = None,
 ) -> Sensitivity:
     """Measures the error at the outputs when one node alone is quantized, for each node; or one alone left float.
 
@@ -73,6 +74,7 @@ def sensitivity(
         progress: As in `progress.track`.
         saved: A file in which what has been measured is kept while it runs. A run that was interrupted goes on from there; the
             file is removed at the end.
+        finished: Called with the result before that file is removed, so that it may be saved.
 
     Raises:
         OptionError: For an unknown mode, metric or node, or too little memory.
@@ -105,15 +107,15 @@ def sensitivity(
         backend, doubts = trusted_backend(mixed, backend)
     runner = _Runner(mixed, sweep, mode, Task(functions, label_offset), backend, progress)
     kept = Kept(None if saved is None else Path(saved), runner.key())
-    errors = runner.run(kept)
+    with kept:
+        errors = runner.run(kept)
     notes = list(dict.fromkeys([*doubts, *runner.notes]))
     if metric not in errors.names():
         raise OptionError(f"got metric {metric!r}, which does not apply to these outputs; expected one of {errors.names()}")
     if models.left_out:
         notes.append(f"{len(models.left_out)} operators of the quantized model have no counterpart and are not measured")
-    kept.finish()
     of_mode = sweep.nodes
-    return Sensitivity(
+    found = Sensitivity(
         mode,
         tuple(node.name for node in of_mode),
         tuple(node.op_name for node in of_mode),
@@ -126,6 +128,10 @@ def sensitivity(
         runner.provenance(errors.samples),
         tuple(notes),
     )
+    if finished is not None:
+        finished(found)
+    kept.finish()
+    return found
 
 
 def _threshold(models: MixedModels, node: Any) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 
 from tflite_qdebug.analyses.evaluation import task_functions
 from tflite_qdebug.analyses.kept import Kept
-from tflite_qdebug.analyses.mixed_pair import MixedPair, Task, open_mixed
+from tflite_qdebug.analyses.mixed_pair import MixedPair, Task, open_mixed, trusted_backend
 from tflite_qdebug.collect import Backend, map_samples
 from tflite_qdebug.edit.mixed import FLOAT, NODE, MixedModel
 from tflite_qdebug.errors import DatasetError, OptionError, did_you_mean
@@ -47,6 +47,7 @@ def leave_float(
     backend: Backend | None = None,
     progress: bool | None = None,
     saved: str | os.PathLike[str] | None = None,
+    finished: Callable[[Steps], None] | None = None,
 ) -> Steps:
     """Measures the error at the outputs with none of the nodes left float, with the first, the first two and so on.
 
@@ -68,6 +69,7 @@ def leave_float(
         backend: Which code runs the models.
         progress: As in `progress.track`.
         saved: As for `sensitivity`: finished steps are kept in it.
+        finished: As for `sensitivity`.
 
     Raises:
         OptionError: For an unknown metric or node, or no node.
@@ -86,6 +88,7 @@ def leave_float(
     threshold = THRESHOLDS.get(metric) if threshold is None else threshold
     backend = backend or Backend()
     mixed = open_mixed(float_model, quantized_model, debug_dataset, signature=signature, limit=limit, backend=backend)
+    backend, doubts = trusted_backend(mixed, backend)
     by_operator = {node.operator: node for node in map(mixed.models.node, nodes)}
     chosen = list(by_operator.values())[:most]
     runner = _Runner(mixed, Task(functions, label_offset), backend, progress)
@@ -93,21 +96,21 @@ def leave_float(
     errors: OutputErrors | None = None
     sizes: list[int] = []
     met = None
-    for step in range(len(chosen) + 1):
-        left = {node.operator for node in chosen[:step]}
-        model = mixed.models.build(lambda node: FLOAT if node.operator in left else NODE, reference=True)  # noqa: B023
-        found = runner.run(step, len(chosen), model, kept)
-        errors = found if errors is None else errors.joined(found)
-        sizes.append(len(mixed.models.build(lambda node: FLOAT if node.operator in left else NODE).data))  # noqa: B023
-        good = threshold is not None and first_met(found, metric, threshold, large_is_bad) == 0
-        if good and met is None:
-            met = step
-        if good and not go_on:
-            break
+    with kept:
+        for step in range(len(chosen) + 1):
+            left = {node.operator for node in chosen[:step]}
+            model = mixed.models.build(lambda node: FLOAT if node.operator in left else NODE, reference=True)  # noqa: B023
+            found = runner.run(step, len(chosen), model, kept)
+            errors = found if errors is None else errors.joined(found)
+            sizes.append(len(mixed.models.build(lambda node: FLOAT if node.operator in left else NODE).data))  # noqa: B023
+            good = threshold is not None and first_met(found, metric, threshold, large_is_bad) == 0
+            if good and met is None:
+                met = step
+            if good and not go_on:
+                break
     assert errors is not None
-    kept.finish()
     made = len(sizes) - 1
-    return Steps(
+    steps = Steps(
         tuple(node.name for node in chosen[:made]),
         tuple(node.op_name for node in chosen[:made]),
         errors,
@@ -116,9 +119,13 @@ def leave_float(
         met,
         tuple(sizes),
         runner.provenance(errors.samples),
-        tuple(dict.fromkeys(runner.notes)),
+        tuple(dict.fromkeys([*doubts, *runner.notes])),
         runner.float_metrics,
     )
+    if finished is not None:
+        finished(steps)
+    kept.finish()
+    return steps
 
 
 def first_met(errors: OutputErrors, metric: str, threshold: float, large_is_bad: bool = False) -> int | None:

@@ -121,6 +121,7 @@ def _write_setup(
         signature,
         arguments.runtime,
         arguments.kernels,
+        name if (name := next(iter(runs))) not in ("main", signature) else None,
     ).save(folder.path)
 
 

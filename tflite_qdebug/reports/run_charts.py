@@ -52,6 +52,10 @@ def _positions(title: str) -> Any:
     return altair.X("position:Q", title=title, scale=altair.Scale(nice=False), axis=altair.Axis(tickMinStep=1))
 
 
+def _name(metric: str) -> str:
+    return GLOSSARY[metric].name if metric in GLOSSARY else metric
+
+
 # The error of layers.
 
 
@@ -86,13 +90,12 @@ def accumulated_error(
     chosen = set(marked)
     for row in rows:
         row["marked"] = row["curve"] == names[0] and row["node"] in chosen
-    peaks = sum(row["value"] > _PEAK_DB for row in rows) if metric == "sqnr_db" else 0
-    capped = 0 < peaks <= _RARE * len(rows)
-    scale = altair.Scale(zero=False, nice=True, **({"domainMax": _PEAK_DB, "clamp": True} if capped else {}))
+    peaks = _rare_peaks(rows) if metric == "sqnr_db" else 0
+    cap = {"domainMax": _PEAK_DB, "clamp": True} if peaks else {}
     colour, dash = series_encodings("curve", names, "quantized")
     base = rows_chart(rows).encode(
         x=_positions("node, in execution order"),
-        y=altair.Y("value:Q", title=label(metric), scale=scale),
+        y=altair.Y("value:Q", title=label(metric), scale=altair.Scale(zero=False, nice=True, **cap)),
         color=colour,
         tooltip=tooltips(
             ("position", "quantitative", "position"),
@@ -113,11 +116,16 @@ def accumulated_error(
         "against the float model, up to each node",
         f"running mean over {mean_over} nodes" if mean_over > 1 else "",
         "rings: layers that matter" if chosen else "",
-        f"{peaks} values above {_PEAK_DB:.0f} dB at the upper edge" if capped else "",
+        f"{peaks} values above {_PEAK_DB:.0f} dB at the upper edge" if peaks else "",
     ]
-    shown = GLOSSARY[metric].name if metric in GLOSSARY else metric
-    title = titled(f"Accumulated error: {shown} at each node's output", "; ".join(filter(None, words)))
+    title = titled(f"Accumulated error: {_name(metric)} at each node's output", "; ".join(filter(None, words)))
     return sized(altair.layer(*layers), title)
+
+
+def _rare_peaks(rows: Sequence[dict[str, Any]]) -> int:
+    """Returns how many values are so far above the others that the axis ends below them; 0 where it holds all."""
+    peaks = sum(row["value"] > _PEAK_DB for row in rows)
+    return peaks if peaks <= _RARE * len(rows) else 0
 
 
 def _joint_order(sequences: Iterable[Sequence[str]]) -> dict[str, int]:
@@ -321,8 +329,7 @@ def sensitivity_steps(steps: Steps, metric: str | None = None) -> Any:
     if metric in steps.float_metrics:
         layers.append(reference_line(plain(steps.float_metrics[metric]), "y", GREEN, (2, 2)))
         subtitle.insert(0, f"dotted line: the float model, {number(steps.float_metrics[metric])}")
-    shown = GLOSSARY[metric].name if metric in GLOSSARY else metric
-    return sized(altair.layer(*layers), titled(f"{shown} as sensitive nodes are left float", "; ".join(subtitle)))
+    return sized(altair.layer(*layers), titled(f"{_name(metric)} as sensitive nodes are left float", "; ".join(subtitle)))
 
 
 def _step_rows(steps: Steps, metric: str) -> list[dict[str, Any]]:

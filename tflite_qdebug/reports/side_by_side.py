@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tflite_qdebug.files import write_atomically
 from tflite_qdebug.record import Run
 from tflite_qdebug.reports.glossary import heading
-from tflite_qdebug.reports.tables import part_shares
+from tflite_qdebug.reports.tables import part_shares, write_columns
 from tflite_qdebug.wording import number, shortened
 
 __all__ = ["side_by_side", "side_by_side_table", "write_side_by_side"]
@@ -67,10 +64,8 @@ def write_side_by_side(rows: Sequence[Mapping[str, Any]], names: Sequence[str], 
         OutputError: Where it cannot be written.
     """
     columns = list(dict.fromkeys(column for row in rows for name in names if row[name] for column in row[name]))
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["node", "op_name", *(f"{name} {column}" for name in names for column in columns)])
-    for row in rows:
-        values = ["" if row[name] is None else row[name].get(column, "") for name in names for column in columns]
-        writer.writerow([row["node"], row["op_name"], *values])
-    write_atomically(path, text.getvalue().encode())
+    found: dict[str, list[Any]] = {title: [row[title] for row in rows] for title in ("node", "op_name")}
+    for name in names:
+        for column in columns:
+            found[f"{name} {column}"] = ["" if row[name] is None else row[name].get(column, "") for row in rows]
+    write_columns(found, path)

@@ -59,9 +59,7 @@ def describe(findings: Findings, pages: int = 20) -> Report:
 def _denylist(culprits: Sequence[Culprit]) -> str:
     """Returns a line that leaves float what is to blame: a layer that only hands on another's error names that one."""
     nodes = [
-        culprit.link.node
-        for culprit in culprits
-        if any(repr(culprit.link.node) in cause.line for cause in culprit.causes)
+        culprit.link.node for culprit in culprits if any(repr(culprit.link.node) in cause.line for cause in culprit.causes)
     ]
     return denylist_line(nodes) if nodes else ""
 

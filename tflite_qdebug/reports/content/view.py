@@ -13,7 +13,18 @@ from tflite_qdebug.reports.drawing import specification
 from tflite_qdebug.reports.glossary import GLOSSARY, MODES, Figure, Term
 from tflite_qdebug.wording import short_labels
 
-__all__ = ["COMMANDS", "View", "cause_of", "cause_words", "causes_of", "denylist_line", "drawn", "figure_of", "missing", "sensitivity_term"]
+__all__ = [
+    "COMMANDS",
+    "View",
+    "cause_of",
+    "cause_words",
+    "causes_of",
+    "denylist_line",
+    "drawn",
+    "figure_of",
+    "missing",
+    "sensitivity_term",
+]
 
 #: Which command makes a part that is missing.
 COMMANDS = {

@@ -1,4 +1,3 @@
-"use strict";
 (() => {
   const config = JSON.parse(document.getElementById("config").textContent);
   const said = document.getElementById("said");
@@ -58,7 +57,6 @@
   // The table of layers.
   const table = document.getElementById("table");
   const body = table.tBodies[0];
-  const heads = [...table.tHead.rows[0].cells];
   const rows = [...body.rows].map((row) => ({
     row,
     text: row.textContent.toLowerCase() + " " + row.querySelector(".node").title.toLowerCase(),
@@ -66,36 +64,7 @@
     hash: (row.querySelector("a") || { hash: "" }).hash,
     op: row.dataset.op,
   }));
-  const valueOf = (entry, column) => {
-    const cell = entry.row.cells[column];
-    if ("v" in cell.dataset) {
-      const text = cell.dataset.v;
-      return text === "" ? null : text === "inf" ? Infinity : text === "-inf" ? -Infinity : Number(text);
-    }
-    return column === 2 ? entry.name : cell.textContent;
-  };
-  const order = new Intl.Collator(undefined, { numeric: true }).compare;
-  const sortBy = (column, direction) => {
-    const sign = direction === "ascending" ? 1 : -1;
-    const keyed = rows.map((entry) => [valueOf(entry, column), entry]);
-    keyed.sort(([a], [b]) => {
-      // What has no value stands last in both directions.
-      if (a === null || b === null || a === "" || b === "") return (a === null || a === "") - (b === null || b === "");
-      return sign * (typeof a === "string" ? order(a, b) : a < b ? -1 : a > b ? 1 : 0);
-    });
-    rows.splice(0, rows.length, ...keyed.map(([, entry]) => entry));
-    body.append(...rows.map((entry) => entry.row));
-    heads.forEach((head, place) => place === column ? head.setAttribute("aria-sort", direction) : head.removeAttribute("aria-sort"));
-  };
-  heads.forEach((head, column) => {
-    head.querySelector("button").addEventListener("click", () => {
-      const first = head.dataset.first === "asc" ? "ascending" : "descending";
-      const other = first === "ascending" ? "descending" : "ascending";
-      const direction = head.getAttribute("aria-sort") === first ? other : first;
-      sortBy(column, direction);
-      say("Sorted by " + head.querySelector("button").firstChild.textContent + ", " + direction);
-    });
-  });
+  sortable(table, rows, (entry, column) => column === 2 ? entry.name : entry.row.cells[column].textContent, say);
   const filter = document.getElementById("filter");
   const operator = document.getElementById("operator");
   const suspects = document.getElementById("suspects");
@@ -215,8 +184,6 @@
     if (navigator.clipboard) navigator.clipboard.writeText(code.textContent).then(done, byHand); else byHand();
   });
 
-  const sorted = heads.findIndex((head) => head.dataset.key === table.dataset.sortedBy);
-  if (sorted >= 0) heads[sorted].setAttribute("aria-sort", heads[sorted].dataset.first === "asc" ? "ascending" : "descending");
   watch(main);
   route();
   drawSoon([...main.querySelectorAll(".chart")]);

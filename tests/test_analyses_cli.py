@@ -16,12 +16,13 @@ import pytest
 
 pytest.importorskip("tensorflow")
 
-from tflite_qdebug import Run, example, study
+from tflite_qdebug import Run, example
 from tflite_qdebug.cli import analyses, main
 from tflite_qdebug.cli.analyses import memory_of
 from tflite_qdebug.errors import OptionError
 from tflite_qdebug.findings import Findings
 from tflite_qdebug.model import Model
+from tflite_qdebug.study import saved_run as study
 
 QUIET = ["--no-progress", "--workers", "1", "--no-isolation"]
 LIMIT = 12

@@ -20,7 +20,7 @@ PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.D
 def test_opens_with_two_commands() -> None:
     first, second = SHELL_BLOCKS[0].strip().splitlines()
     assert first.endswith("tflite-qdebug demo")
-    assert second.endswith("pytest")
+    assert second.endswith("pytest -n auto")
 
 
 def test_there_is_something_to_run() -> None:

@@ -16,7 +16,7 @@ import models
 import numpy as np
 import pytest
 
-from tflite_qdebug import example, study
+from tflite_qdebug import example
 from tflite_qdebug.analyses.pairs import pair_error
 from tflite_qdebug.collect import Backend
 from tflite_qdebug.conversion import CalibratedModel, load_float_model
@@ -25,6 +25,7 @@ from tflite_qdebug.findings import Findings
 from tflite_qdebug.model import Model
 from tflite_qdebug.output_error import OutputErrors
 from tflite_qdebug.study import SETUP, Setup, Study, lasting
+from tflite_qdebug.study import saved_run as study
 
 BACKEND = Backend(kernels="builtin", workers=1, isolate=False)
 #: The functions that measure, by the names under which the study calls them.

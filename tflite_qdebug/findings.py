@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +166,20 @@ class Sensitivity:
         metric = metric or self.metric
         badness = self.errors.badness(metric, self.large_is_bad)[: len(self.nodes)]
         return [int(position) for position in np.argsort(badness if self.mode == "float" else -badness, kind="stable")]
+
+    def select(self, nodes: Collection[str]) -> Sensitivity:
+        """Returns the sensitivity of some of the nodes."""
+        positions = [position for position, name in enumerate(self.nodes) if name in nodes]
+        rest = [*positions, len(self.nodes)] if self.mode == "float" else positions
+        return dataclasses.replace(
+            self,
+            nodes=tuple(self.nodes[position] for position in positions),
+            op_names=tuple(self.op_names[position] for position in positions),
+            operators=tuple(self.operators[position] for position in positions),
+            errors=self.errors.select(rest),
+            thresholds=tuple(self.thresholds[position] for position in positions) if self.thresholds else (),
+            bits=tuple(self.bits[position] for position in positions) if self.bits else (),
+        )
 
     def values(self, metric: str | None = None) -> np.ndarray:
         """Returns the metric at each node's worst output, ``(nodes,)``."""

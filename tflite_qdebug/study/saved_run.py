@@ -7,20 +7,19 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tflite_qdebug import example
 from tflite_qdebug.analyses.cumulative_error import accumulated_error
 from tflite_qdebug.analyses.diagnosis import diagnose
 from tflite_qdebug.analyses.evaluation import evaluate, task_functions
 from tflite_qdebug.analyses.graph import describe_graph
 from tflite_qdebug.analyses.pairs import FEW, Pair, open_pair, pair_error
 from tflite_qdebug.analyses.profiles import profile_pair
-from tflite_qdebug.analyses.samples import RANKING, worst_samples
+from tflite_qdebug.analyses.samples import worst_samples
 from tflite_qdebug.analyses.sensitivity import sensitivity
 from tflite_qdebug.analyses.steps import THRESHOLDS, first_met, leave_float
 from tflite_qdebug.collect import Backend
@@ -44,82 +43,15 @@ from tflite_qdebug.findings import (
 )
 from tflite_qdebug.output_error import METRICS
 from tflite_qdebug.record import Run
+from tflite_qdebug.study.run_all import run_all
+from tflite_qdebug.study.setup import SETUP, Setup, lasting, named_data, with_defaults
 
-__all__ = ["SETUP", "Setup", "Study", "lasting"]
+__all__ = ["Study"]
 
 TaskMetrics = Sequence[str | Callable[..., Any]]
 
-#: The file that tells what a run was made of.
-SETUP = "study.json"
-_FORMAT = "tflite_qdebug study"
 # What the provenance of a run tells of parts that have none themselves.
 _ABOUT = {"profiles_of", "scores_of"}
-_EXAMPLE = {"debug": example.debug_dataset, "evaluation": example.evaluation_dataset}
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """What a run was made of, kept beside it.
-
-    Attributes:
-        float_model: File of the float model, from the folder; None where there is none.
-        quantized_model: File of the quantized model, from the folder.
-        debug_data: As the command line takes it; None where it was given as an object.
-        evaluation_data: The same.
-        metrics: Task metrics by name, the main one first.
-        label_offset: Added to each label.
-        limit: Take the first so many samples.
-        signature: The signature that was measured; None: the main subgraph.
-        runtime: The package that ran the models, as it was asked for.
-        kernels: The kernels, as they were asked for.
-        inside: The loop, branch or composite that the run is of, where the model itself is float throughout.
-    """
-
-    float_model: str | None
-    quantized_model: str
-    debug_data: str | None = None
-    evaluation_data: str | None = None
-    metrics: tuple[str, ...] = ()
-    label_offset: int = 0
-    limit: int | None = None
-    signature: str | None = None
-    runtime: str = "auto"
-    kernels: str = "auto"
-    inside: str | None = None
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes it into the folder of a run.
-
-        Raises:
-            OutputError: Where it cannot be written.
-        """
-        content = {"format": _FORMAT, "format_version": 1, **dataclasses.asdict(self)}
-        write_atomically(Path(folder) / SETUP, json.dumps(content, indent=1).encode())
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Setup:
-        """Reads it.
-
-        Raises:
-            ModelError: Where there is none, or it is broken.
-        """
-        path = Path(folder) / SETUP
-        try:
-            fields = json.loads(path.read_bytes())
-            if not isinstance(fields, dict):
-                raise ModelError(f"{path} is broken: it holds a {type(fields).__name__}, expected an object")
-            if fields.pop("format") != _FORMAT or fields.pop("format_version") != 1:
-                raise ModelError(f"{path} is of another format, expected {_FORMAT!r} version 1")
-            return cls(**{**fields, "metrics": tuple(fields["metrics"])})
-        except OSError as error:
-            raise ModelError(
-                f"cannot read {path}: {error.strerror}; expected the folder of a run of this version, with its models. Make it "
-                "anew with 'tflite-qdebug run ... --output DIR'"
-            ) from error
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, ModelError):
-                raise
-            raise ModelError(f"{path} is broken: {error}") from error
 
 
 class Study:
@@ -213,15 +145,15 @@ class Study:
         arguments = {
             "float_model": None if setup.float_model is None else place / setup.float_model,
             "quantized_model": place / setup.quantized_model,
-            "debug_dataset": _data(setup.debug_data, "debug"),
-            "evaluation_dataset": _data(setup.evaluation_data, "evaluation"),
+            "debug_dataset": named_data(setup.debug_data, "debug"),
+            "evaluation_dataset": named_data(setup.evaluation_data, "evaluation"),
             "metrics": setup.metrics,
             "label_offset": setup.label_offset,
             "limit": setup.limit,
             "signature": setup.signature,
             **{name: value for name, value in given.items() if value is not None},
         }
-        arguments["backend"] = _with_defaults(arguments.get("backend") or Backend(), setup)
+        arguments["backend"] = with_defaults(arguments.get("backend") or Backend(), setup)
         return cls(place, **arguments)
 
     def _check_models(self) -> None:
@@ -409,7 +341,7 @@ class Study:
                 raise OptionError(f"got metric {metric!r}, which does not apply to these outputs; expected one of {expected}")
             if metric in (*known.errors.names(), *names) and (wanted is None or set(wanted) <= set(known.nodes)):
                 chosen = dataclasses.replace(known, metric=metric, large_is_bad=large_is_bad)
-                return chosen if wanted is None else selected(chosen, wanted)
+                return chosen if wanted is None else chosen.select(wanted)
         place = self.folder / PLACES["sensitivity"].format(f"{mode}.partial" if whole else f"{mode}.some.partial")
 
         def finished(found: Sensitivity) -> None:
@@ -555,11 +487,13 @@ class Study:
             threshold: Of the sensitivity analysis.
             say: Told what comes next.
         """
-        self.check_metric(metric)
-        for words, analysis in self._analyses(metric, threshold):
-            say(words)
-            analysis()
+        run_all(self, metric, threshold, say)
         return self.findings
+
+    @property
+    def has_evaluation(self) -> bool:
+        """True where there is an evaluation dataset."""
+        return self._evaluation is not None
 
     def check_metric(self, metric: str) -> None:
         """Refuses, before anything is measured, a metric that neither we nor the task metrics have.
@@ -567,72 +501,23 @@ class Study:
         Raises:
             OptionError: For an unknown metric.
         """
-        known = [*METRICS, *task_functions(self._task_metrics)]
+        known = [*METRICS, *task_functions(self.task_metrics)]
         if metric not in known:
             raise OptionError(f"got metric {metric!r}, expected one of {', '.join(known)}.{did_you_mean(metric, known)}")
 
     @property
-    def _task_metrics(self) -> TaskMetrics:
+    def task_metrics(self) -> TaskMetrics:
         """Those of the run; with evaluation data, which is there for them, accuracy where none is named."""
         return self._metrics or (("top_1",) if self._evaluation is not None else ())
 
-    def _analyses(self, metric: str, threshold: float | None) -> Iterator[tuple[str, Callable[[], Any]]]:
-        yield "the error of each layer", self.run_with_parts
-        yield "the graph", self.graph
-        if self._evaluation is not None:
-            yield "float and quantized model on the evaluation data", self.scores
-        if self.pair.floating is None:
-            self._note(
-                "without a float model there are no samples that differ most, no sensitivity, no accumulated error and no "
-                "sensitivity analysis; run again with --float MODEL"
-            )
-            yield "distributions and channels", self.profiles
-            yield "diagnosis", self.diagnosis
-            return
-        # Samples are ranked by what single ones have.
-        yield "the samples that differ most", lambda: self.samples(metric=metric if metric in RANKING else "sqnr_db")
-        tasks = self._task_metrics if metric not in METRICS or self._has_labels() else ()
-        for mode in ("weights", "activation", "node"):
-            words = {"weights": "its weights alone", "activation": "its input activations alone", "node": "each node alone"}
-            own = tasks if mode == "node" or metric not in METRICS else ()
-            yield (
-                f"sensitivity: {words[mode]} quantized",
-                lambda mode=mode, task=own: self._tolerated(mode, metric, task),  # type: ignore[misc]
-            )
-        yield "distributions and channels", self.profiles
-        yield "accumulated error: all, weights, activations", self._curved
-        yield (
-            "sensitivity analysis: the most sensitive nodes left float",
-            lambda: self._stepped(metric, threshold, tasks),
-        )
-        yield "diagnosis", self.diagnosis
-
-    def _has_labels(self) -> bool:
-        if not self._task_metrics:
+    def has_labels(self) -> bool:
+        """Returns whether the first debug sample has a label, where a task metric would take it."""
+        if not self.task_metrics:
             return False
         with contextlib.closing(iter(self._dataset())) as samples:  # type: ignore[type-var]
             return next(samples).label is not None
 
-    def _tolerated(self, mode: str, metric: str, task: TaskMetrics) -> None:
-        """Measures one mode; a model of which no weights, activations or nodes are quantized has no sensitivity: no failure."""
-        try:
-            self.sensitivity(mode, metric=metric, task_metrics=task)
-        except ModelError as error:
-            self._note(f"sensitivity of mode {mode}: {error}")
-
-    def _curved(self) -> None:
-        """Measures accumulated error; a model that cannot be taken apart for it has none: no failure."""
-        try:
-            self.curves()
-        except ModelError as error:
-            self._note(f"accumulated error: {error}")
-
-    def _stepped(self, metric: str, threshold: float | None, tasks: TaskMetrics) -> None:
-        """Leaves the most sensitive nodes float, where any is."""
-        if "node" in self.findings.sensitivity:
-            self.steps(metric=metric, threshold=threshold, task_metrics=tasks)
-
-    def _note(self, words: str) -> None:
+    def note(self, words: str) -> None:
         """Notes something about the run, once."""
         if words not in self.findings.run.notes:
             self.findings.run.notes.append(words)
@@ -659,40 +544,3 @@ def _digest(dataset: Dataset) -> str:
     for array in first.inputs:
         hashed.update(np.ascontiguousarray(array).tobytes())
     return hashed.hexdigest()
-
-
-def _with_defaults(backend: Backend, setup: Setup) -> Backend:
-    """Returns the backend, with the run's own where nothing else was asked for."""
-    runtime = setup.runtime if backend.runtime == "auto" else backend.runtime
-    plain = backend.kernels == "auto" and not backend.delegates
-    return backend._replace(runtime=runtime, kernels=setup.kernels if plain else backend.kernels)
-
-
-def lasting(source: Any) -> str | None:
-    """Returns data as the command line takes it, with paths that hold in any folder; None for an object."""
-    if not isinstance(source, (str, os.PathLike)):
-        return None
-    text = os.fspath(source)
-    prefix, path, rest = ("images:", *text[7:].partition("?")[::2]) if text.startswith("images:") else ("", text, "")
-    if text == "example" or not path or not Path(path).exists():
-        return text
-    return prefix + str(Path(path).absolute()) + ("?" + rest if rest else "")
-
-
-def _data(text: str | None, which: str) -> Any:
-    return _EXAMPLE[which] if text == "example" else text
-
-
-def selected(found: Sensitivity, nodes: Sequence[str]) -> Sensitivity:
-    """Returns the sensitivity of some of the nodes."""
-    positions = [position for position, name in enumerate(found.nodes) if name in set(nodes)]
-    rest = [*positions, len(found.nodes)] if found.mode == "float" else positions
-    return dataclasses.replace(
-        found,
-        nodes=tuple(found.nodes[position] for position in positions),
-        op_names=tuple(found.op_names[position] for position in positions),
-        operators=tuple(found.operators[position] for position in positions),
-        errors=found.errors.select(rest),
-        thresholds=tuple(found.thresholds[position] for position in positions) if found.thresholds else (),
-        bits=tuple(found.bits[position] for position in positions) if found.bits else (),
-    )

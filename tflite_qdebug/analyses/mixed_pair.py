@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 import types
@@ -11,18 +12,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tflite_qdebug import edit
 from tflite_qdebug.analyses.evaluation import METRICS, task_value
 from tflite_qdebug.analyses.layer_error import RealValued
 from tflite_qdebug.analyses.pairs import Pair, confirmed_match, open_pair
 from tflite_qdebug.collect import Backend
 from tflite_qdebug.datasets import Dataset, open_dataset
-from tflite_qdebug.edit.mixed import NODE, MixedModel, MixedModels
+from tflite_qdebug.edit.mixed import FLOAT, NODE, MixedModel, MixedModels, Node
 from tflite_qdebug.errors import DatasetError, ModelError, OptionError
 from tflite_qdebug.interpreter import Interpreter
 from tflite_qdebug.match import match_models
 
 __all__ = ["MixedPair", "Task", "memory_budget", "open_mixed", "trusted_backend"]
+
+# Nodes that are tried in one model: a model for each would take longer to open than to run.
+_TOGETHER = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +47,11 @@ class MixedPair:
     shapes: dict[int, tuple[int, ...]]
     first: Any
     opened: RealValued
+
+    @functools.cached_property
+    def exposed_float(self) -> bytes:
+        """The float model with every node's outputs as outputs."""
+        return self.models.exposed(FLOAT, [place for node in self.models.nodes for place in node.places])
 
     @property
     def is_stateful(self) -> bool:
@@ -151,33 +159,51 @@ def trusted_backend(mixed: MixedPair, backend: Backend) -> tuple[Backend, list[s
 def _faulty(mixed: MixedPair, backend: Backend) -> list[str]:
     models, floats = mixed.models, mixed.models.floats
     values = mixed.feeds(mixed.first)
-    whole = backend.open(edit.expose(floats.graph.model, [place for node in models.nodes for place in node.places]))
+    whole = backend.open(mixed.exposed_float)
     whole.invoke([values[floats.values[index]] for index in floats.graph.subgraph.inputs])
     for node in models.nodes:
         values.update({value: whole.read(place) for value, place in zip(node.values, node.places, strict=True)})
+    fit = [
+        node
+        for node in models.nodes
+        if node.quantized
+        and {feed for value in node.values for feed in models.feeds(value, NODE)} <= values.keys()
+        and all(models.graph.is_numeric(value) for value in node.values)
+    ]
+    chunks = [fit[start : start + _TOGETHER] for start in range(0, len(fit), _TOGETHER)]
+    return [words for chunk in chunks for words in _faulty_of(mixed, chunk, values, backend)]
+
+
+def _faulty_of(mixed: MixedPair, nodes: list[Node], values: dict[int, np.ndarray], backend: Backend) -> list[str]:
+    """Names those of some nodes that XNNPACK computes differently."""
+    models = mixed.models
+    apart = models.build_apart(nodes, mixed.shapes)
+    with_xnnpack = backend.open(apart.data)
+    theirs = _errors(apart, values, with_xnnpack)
+    if with_xnnpack.kernels != "xnnpack":
+        # It refuses one of them, and runs the others all the same where they stand without it.
+        return [] if len(nodes) == 1 else [words for node in nodes for words in _faulty_of(mixed, [node], values, backend)]
+    builtin = _errors(apart, values, backend.open(apart.data, "builtin"))
     found = []
-    for node in models.nodes:
-        feeds = {feed for value in node.values for feed in models.feeds(value, NODE)}
-        if not node.quantized or not feeds <= values.keys() or not all(models.graph.is_numeric(v) for v in node.values):
-            continue
-        alone = models.build({node.operator: NODE}, node.values, feeds, shapes=mixed.shapes)
-        theirs, builtin = (_errors(models, alone, values, backend.open(alone.data, kernels)) for kernels in ("auto", "builtin"))
+    for node in nodes:
         steps = [tensor.quantization for tensor in map(models.graph.tensor, node.values)]
-        allowed = 2.0 * builtin + [0.5 * float(step.scale.max()) if step else 0.0 for step in steps] + 1e-6
-        if (theirs > allowed).any() or (np.isnan(theirs) & ~np.isnan(builtin)).any():
-            found.append(f"{node.op_name} {node.name!r} (rmse {theirs.max():.4g} instead of {builtin.max():.4g})")
+        own = np.array([theirs[value] for value in node.values])
+        others = np.array([builtin[value] for value in node.values])
+        allowed = 2.0 * others + [0.5 * float(step.scale.max()) if step else 0.0 for step in steps] + 1e-6
+        if (own > allowed).any() or (np.isnan(own) & ~np.isnan(others)).any():
+            found.append(f"{node.op_name} {node.name!r} (rmse {own.max():.4g} instead of {others.max():.4g})")
     return found
 
 
-def _errors(models: MixedModels, alone: MixedModel, values: dict[int, np.ndarray], interpreter: Interpreter) -> np.ndarray:
-    """Returns the root mean square error of each output of a node that is computed by itself."""
-    interpreter.invoke([values[value] for value in alone.inputs])
-    errors = [
-        interpreter.read(index).astype(np.float64) - values[value]
-        for value, index in zip(alone.outputs, alone.tensors, strict=True)
-    ]
-    with np.errstate(all="ignore"):
-        return np.array([np.sqrt(np.mean(error**2)) for error in errors])
+def _errors(apart: MixedModel, values: dict[int, np.ndarray], interpreter: Interpreter) -> dict[int, float]:
+    """Returns the root mean square error of each value that nodes by themselves compute."""
+    interpreter.invoke([values[value] for value in apart.inputs])
+    errors = {}
+    for value, index in zip(apart.outputs, apart.tensors, strict=True):
+        error = interpreter.read(index).astype(np.float64) - values[value]
+        with np.errstate(all="ignore"):
+            errors[value] = float(np.sqrt(np.mean(error**2)))
+    return errors
 
 
 def memory_budget(memory: int | None) -> int:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from tflite_qdebug import edit
 from tflite_qdebug.analyses.evaluation import task_functions
 from tflite_qdebug.analyses.kept import Kept
 from tflite_qdebug.analyses.mixed_pair import MixedPair, Task, memory_budget, open_mixed, trusted_backend
@@ -270,7 +269,7 @@ class _Worker:
         self.float: Interpreter | None = None
         if FORMS[mode][1] == "node":
             floats = mixed.models.floats
-            self.float = backend.open(edit.expose(floats.graph.model, [floats.at[value] for value in sweep.outputs]))
+            self.float = backend.open(mixed.models.exposed("float", [floats.at[value] for value in sweep.outputs]))
         self.tails = {position: backend.open(tail.data, kernels) for position, tail in part.tails.items()}
         self.heads = [backend.open(variant.head.data, kernels) for variant in part.variants]
 

@@ -12,7 +12,6 @@ import dataclasses
 import math
 from collections.abc import Collection, Iterator, Sequence
 
-from tflite_qdebug import edit
 from tflite_qdebug.edit.mixed import ACTIVATION, FLOAT, NODE, WEIGHTS, MixedModel, MixedModels, Node
 from tflite_qdebug.errors import ModelError, OptionError
 
@@ -134,7 +133,7 @@ class _Planner:
         at = {value: self._models.tensor_of(value, form) for value in handed if value not in self._models.inputs}
         graph = self._models.graph if self._native else self._models.floats.graph
         # An operator with several outputs keeps them all; a tensor cannot be input and output at once.
-        base = edit.expose(graph.model, [index for index in at.values() if index not in graph.subgraph.inputs])
+        base = self._models.exposed(form, [index for index in at.values() if index not in graph.subgraph.inputs])
         return Sweep(tuple(nodes), base, at, self._outputs, tuple(self._passes(nodes, variants, tails)))
 
     def _swept(self, names: Collection[str] | None) -> list[Node]:

@@ -6,6 +6,7 @@ the quantized model's own scales. That is what TensorFlow's quantizer makes with
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 from tflite_qdebug import tf_private
 from tflite_qdebug.datasets import InputSpec
 from tflite_qdebug.edit.dequantized import dequantize_model, implied_activations, refuse_compiled
-from tflite_qdebug.edit.flatbuffer import pack, unpack
+from tflite_qdebug.edit.flatbuffer import append_outputs, pack, unpack
 from tflite_qdebug.edit.regions import Regions, with_weights
 from tflite_qdebug.edit.subgraphs import reachable_subgraphs, referenced_subgraphs
 from tflite_qdebug.edit.twins import SHARED_STATE, OperatorWriter, Source
@@ -257,6 +258,25 @@ class MixedModels:
             assembly.feed(self.inputs)
         return assembly.model(wanted, reference, real)
 
+    def build_apart(self, nodes: Sequence[Node], shapes: Mapping[int, Sequence[int]] | None = None) -> MixedModel:
+        """Puts a model together in which each of the nodes is quantized by itself, on values that are given to it.
+
+        Args:
+            nodes: None of which feeds another here, even where it does in the model.
+            shapes: As for `build`.
+        """
+        fed = {feed for node in nodes for value in node.values for feed in self.feeds(value, NODE)}
+        return _Assembly(self, lambda _: NODE, fed, False, shapes or {}).apart(nodes)
+
+    def exposed(self, form: str, tensors: Iterable[int]) -> bytes:
+        """Returns the float model, or (form ``node``) the quantized one, with further tensors as outputs, behind its own."""
+        source = self.quantized if form == NODE else self.floats
+        # Copies of what is changed, not of the weights: it has been unpacked once.
+        unpacked = copy.copy(source.unpacked)
+        unpacked.subgraphs = [copy.copy(subgraph) for subgraph in unpacked.subgraphs]
+        append_outputs(unpacked, tensors)
+        return pack(unpacked)
+
     def input_specs(self) -> list[InputSpec]:
         """Returns what a model that is fed the model's inputs as floats expects, in the quantized model's order."""
         specs = dict(zip(self.floats.graph.subgraph.inputs, self.floats.graph.model.input_specs(), strict=True))
@@ -301,6 +321,29 @@ class _Assembly(OperatorWriter):
         main.operators = self.appended
         data = pack(self.unpacked)
         return MixedModel(data, tuple(self._fed_tensors), tuple(wanted), tuple(tensors), tuple(references), floats)
+
+    def apart(self, nodes: Sequence[Node]) -> MixedModel:
+        """Returns a model of nodes that do not feed each other."""
+        values, tensors = [], []
+        for node in nodes:
+            for value in node.values:
+                for feed in self._models.feeds(value, NODE):
+                    if not self._is_known(feed):
+                        self._feed(feed)
+                # What is given to others under its name stays what it was.
+                given = self._as_float.pop(value, None)
+                self._emit_quantized(value, node)
+                values.append(value)
+                tensors.append(self.float_of(value))
+                self._as_quantized.pop(value, None)
+                self._as_float.pop(value)
+                if given is not None:
+                    self._as_float[value] = given
+        main = self.writer.main
+        main.inputs = np.array(list(self._fed_tensors.values()), dtype=np.int32)
+        main.outputs = np.array(list(dict.fromkeys(tensors)), dtype=np.int32)
+        main.operators = self.appended
+        return MixedModel(pack(self.unpacked), tuple(self._fed_tensors), tuple(values), tuple(tensors))
 
     def feed(self, values: Iterable[int]) -> None:
         """Makes inputs of values, in this order."""

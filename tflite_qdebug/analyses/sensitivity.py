@@ -271,11 +271,12 @@ class _Worker:
             floats = mixed.models.floats
             self.float = backend.open(mixed.models.exposed("float", [floats.at[value] for value in sweep.outputs]))
         self.tails = {position: backend.open(tail.data, kernels) for position, tail in part.tails.items()}
-        self.heads = [backend.open(variant.head.data, kernels) for variant in part.variants]
+        files = {id(variant.head.data): variant.head.data for variant in part.variants}
+        self.heads = {key: backend.open(data, kernels) for key, data in files.items()}
 
     def described(self) -> tuple[dict[str, Any], list[str]]:
         """Returns which code ran, and what the reader must know."""
-        opened = [self.base, *self.tails.values(), *self.heads]
+        opened = [self.base, *self.tails.values(), *self.heads.values()]
         fallen = {note for interpreter in opened for note in interpreter.notes}
         kernels = sorted({interpreter.kernels for interpreter in opened})
         notes = []
@@ -290,7 +291,12 @@ class _Worker:
         reference = [Reference(values) for values in self._run_base(fed)]
         values = {**fed, **{value: self.base.view(index) for value, index in self._sweep.at.items()}}
         rows, task = [], []
-        for variant, head in zip(self._part.variants, self.heads, strict=True):
+        ran: Interpreter | None = None
+        for variant in self._part.variants:
+            head = self.heads[id(variant.head.data)]
+            if head is not ran:  # one invocation for all that share it
+                self._invoke(head, [values[value] for value in variant.head.inputs])
+                ran = head
             outputs = self._outputs_of(variant, head, values)
             rows.append([other.measure(output) for output, other in zip(outputs, reference, strict=True)])
             task.append(self._task.values(outputs, sample))
@@ -315,7 +321,6 @@ class _Worker:
     def _outputs_of(self, variant: Variant, head: Interpreter, values: dict[int, np.ndarray]) -> list[np.ndarray]:
         """Returns the outputs with one node changed, float32."""
         model = variant.head
-        self._invoke(head, [values[value] for value in model.inputs])
         changed = {value: head.view(index) for value, index in zip(model.outputs, model.tensors, strict=True)}
         holders = {value: (head, index) for value, index in zip(model.outputs, model.tensors, strict=True)}
         holders.update({value: (head, index) for value, index in model.real.items()})

@@ -2,8 +2,8 @@
 
 To quantize one node alone changes nothing before it: what stands there is computed once for all nodes, by the *base*, whose
 values are handed on. What stands behind is cut into blocks: the *head* of a node goes from there to the end of its block, and
-from then on all nodes of the block share one *tail*. So a node costs what follows it, and the weights are held by a few
-tails instead of by as many models as there are nodes.
+from then on all nodes of the block share one *tail*. So a node costs what follows it, and the weights are held by a few tails
+instead of by as many models as there are nodes. The heads of a block are one model, which stays in the processor's cache.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Variant:
 
     Attributes:
         node: Its position among the nodes that are swept.
-        head: From the node to the end of its block.
+        head: From the beginning of the node's block to its end; nodes of one block share one model, with outputs for each.
         tail: Position of the tail behind it; -1 where the head gives the outputs.
     """
 
@@ -126,7 +126,14 @@ class _Planner:
         nodes = self._swept(names)
         cuts = self._cuts()
         tails = {position: self._tail(cut) for position, cut in enumerate(cuts[:-1])}
-        variants = [self._variant(position, node, cuts, tails) for position, node in enumerate(nodes)]
+        blocks: dict[int, list[tuple[int, Node]]] = {}
+        for position, node in enumerate(nodes):
+            last = max(self._place[value] for value in node.values if value in self._place)
+            blocks.setdefault(next(index for index, cut in enumerate(cuts) if last < cut), []).append((position, node))
+        groups = [
+            group for block in sorted(blocks) for group in self._groups(nodes, blocks[block], block, cuts, tails.get(block))
+        ]
+        variants = [variant for group in groups for variant in group]
         handed = {value for variant in variants for value in variant.head.inputs}
         handed |= {value for tail in tails.values() for value in tail.inputs} | set(self._outputs)
         form = self._rest
@@ -134,7 +141,7 @@ class _Planner:
         graph = self._models.graph if self._native else self._models.floats.graph
         # An operator with several outputs keeps them all; a tensor cannot be input and output at once.
         base = self._models.exposed(form, [index for index in at.values() if index not in graph.subgraph.inputs])
-        return Sweep(tuple(nodes), base, at, self._outputs, tuple(self._passes(nodes, variants, tails)))
+        return Sweep(tuple(nodes), base, at, self._outputs, tuple(self._passes(groups, tails)))
 
     def _swept(self, names: Collection[str] | None) -> list[Node]:
         if isinstance(names, str) or (names is not None and not names):
@@ -196,25 +203,30 @@ class _Planner:
         rest = self._rest
         return self._models.build(lambda _: rest, behind, self._order[:cut], native=self._native, shapes=self._shapes)
 
-    def _variant(self, position: int, node: Node, cuts: list[int], tails: dict[int, MixedModel]) -> Variant:
-        last = max(self._place[value] for value in node.values if value in self._place)
-        block = next(index for index, cut in enumerate(cuts) if last < cut)
-        tail = tails.get(block)
-        changed = self._behind(node, cuts[block])
-        wanted = [value for value in (tail.inputs if tail else ()) if value in changed]
-        results = [value for value in self._outputs if value in changed and self._place[value] < cuts[block]]
+    def _variants(
+        self, chosen: Sequence[tuple[int, Node]], block: int, cuts: list[int], tail: MixedModel | None
+    ) -> list[Variant]:
+        """Returns variants of one block, whose heads are one model: what they have in common is computed once."""
         form, rest = self._form, self._rest
-        head = self._models.build(
-            lambda other: form if other.operator == node.operator else rest,
-            wanted if self._native else list(dict.fromkeys([*wanted, *results])),
-            [value for value in self._order if value not in changed],
-            native=self._native,
-            shapes=self._shapes,
+        parts, reaching = [], []
+        for _, node in chosen:
+            changed = self._behind(node, cuts[block])
+            wanted = [value for value in (tail.inputs if tail else ()) if value in changed]
+            results = [value for value in self._outputs if value in changed and self._place[value] < cuts[block]]
+            reaching.append(bool(wanted))
+
+            def form_of(other: Node, operator: int = node.operator) -> str:
+                return form if other.operator == operator else rest
+
             # A node left float that gives an output gives it as it is; only who reads it gets it rounded.
-            real=results if self._native else (),
-        )
-        reaches = tail is not None and any(value in changed for value in tail.inputs)
-        return Variant(position, head, block if reaches else -1)
+            given = wanted if self._native else list(dict.fromkeys([*wanted, *results]))
+            parts.append((form_of, given, results if self._native else ()))
+        before = self._order[: cuts[block - 1] if block else 0]
+        heads = self._models.build_together(parts, before, native=self._native, shapes=self._shapes)
+        return [
+            Variant(position, head, block if reaches else -1)
+            for (position, _), head, reaches in zip(chosen, heads, reaching, strict=True)
+        ]
 
     def _behind(self, node: Node, cut: int) -> set[int]:
         """Returns what a node changes, up to a position of the order: its values, and those computed from them."""
@@ -225,33 +237,58 @@ class _Planner:
                 changed.add(value)
         return changed
 
-    def _passes(self, nodes: Sequence[Node], variants: Sequence[Variant], tails: dict[int, MixedModel]) -> Iterator[Pass]:
-        """Yields as few passes as memory allows; the nodes of a block stay together where they can."""
-        base = _memory_of(self._models.graph.model.data, self._shapes.values()) * 2
+    @property
+    def _base_memory(self) -> int:
+        return 2 * _memory_of(self._models.graph.model.data, self._shapes.values())
+
+    def _memory_of_head(self, head: MixedModel) -> int:
+        return _memory_of(head.data, [self._shapes.get(value, ()) for value in (*head.inputs, *head.outputs)])
+
+    def _groups(
+        self,
+        nodes: Sequence[Node],
+        chosen: Sequence[tuple[int, Node]],
+        block: int,
+        cuts: list[int],
+        tail: MixedModel | None,
+    ) -> Iterator[list[Variant]]:
+        """Yields the nodes of a block, together if memory allows, else in halves of halves.
+
+        Raises:
+            OptionError: Where memory does not allow for a single one.
+        """
+        variants = self._variants(chosen, block, cuts, tail)
+        memory = self._base_memory + self._memory_of_head(variants[0].head)
+        memory += 0 if tail is None else _memory_of(tail.data, self._shapes.values())
+        if memory <= self._memory:
+            yield variants
+            return
+        if len(chosen) == 1:
+            raise OptionError(
+                f"got a memory budget of {self._memory / 1e6:.3g} MB for each worker; node {nodes[chosen[0][0]].name!r} "
+                f"alone needs about {memory / 1e6:.3g} MB. Allow more, or use fewer workers"
+            )
+        half = len(chosen) // 2
+        yield from self._groups(nodes, chosen[:half], block, cuts, tail)
+        yield from self._groups(nodes, chosen[half:], block, cuts, tail)
+
+    def _passes(self, groups: Sequence[list[Variant]], tails: dict[int, MixedModel]) -> Iterator[Pass]:
+        """Yields as few passes as memory allows."""
         chosen: list[Variant] = []
         held: set[int] = set()
-        memory = base
+        memory = self._base_memory
 
-        def needed(variant: Variant) -> int:
-            values = (*variant.head.inputs, *variant.head.outputs)
-            new = _memory_of(variant.head.data, [self._shapes.get(value, ()) for value in values])
-            if variant.tail >= 0 and variant.tail not in held:
-                new += _memory_of(tails[variant.tail].data, self._shapes.values())
-            return new
+        def needed(group: list[Variant]) -> int:
+            new = {variant.tail for variant in group} - held - {-1}
+            return self._memory_of_head(group[0].head) + sum(_memory_of(tails[t].data, self._shapes.values()) for t in new)
 
-        for variant in variants:
-            if chosen and memory + needed(variant) > self._memory:
+        for group in groups:
+            if chosen and memory + needed(group) > self._memory:
                 yield Pass(tuple(chosen), {tail: tails[tail] for tail in sorted(held)}, memory)
-                chosen, held, memory = [], set(), base
-            new = needed(variant)
-            if memory + new > self._memory:
-                raise OptionError(
-                    f"got a memory budget of {self._memory / 1e6:.3g} MB for each worker; node {nodes[variant.node].name!r} "
-                    f"alone needs about {(memory + new) / 1e6:.3g} MB. Allow more, or use fewer workers"
-                )
-            chosen.append(variant)
-            held |= {variant.tail} - {-1}
-            memory += new
+                chosen, held, memory = [], set(), self._base_memory
+            memory += needed(group)
+            chosen += group
+            held |= {variant.tail for variant in group} - {-1}
         yield Pass(tuple(chosen), {tail: tails[tail] for tail in sorted(held)}, memory)
 
 

@@ -258,6 +258,29 @@ class MixedModels:
             assembly.feed(self.inputs)
         return assembly.model(wanted, reference, real)
 
+    def build_together(
+        self,
+        parts: Sequence[tuple[Callable[[Node], str], Sequence[int], Collection[int]]],
+        fed: Collection[int] = (),
+        *,
+        native: bool = False,
+        shapes: Mapping[int, Sequence[int]] | None = None,
+    ) -> list[MixedModel]:
+        """Puts several models together into one, which computes what they have in common once.
+
+        Args:
+            parts: For each the form of each node, the values that it computes, and those that come out as float32 besides.
+            fed: As for `build`.
+            native: As for `build`.
+            shapes: As for `build`.
+
+        Returns:
+            One for each part, of the same ``data`` and ``inputs``, each with tensors of its own.
+        """
+        weighted = next((form_of for form_of, _, _ in parts if _wants_weights(self, form_of)), parts[0][0])
+        assembly = _Assembly(self, weighted, {*fed, *self.inputs}, native, shapes or {})
+        return assembly.together(parts)
+
     def build_apart(self, nodes: Sequence[Node], shapes: Mapping[int, Sequence[int]] | None = None) -> MixedModel:
         """Puts a model together in which each of the nodes is quantized by itself, on values that are given to it.
 
@@ -302,7 +325,7 @@ class _Assembly(OperatorWriter):
         self._as_float: dict[int, int] = {}
         self._as_quantized: dict[int, int] = {}
         self._roundings: dict[tuple[int, int], int] = {}
-        self._read: dict[tuple[int, int], int] = {}
+        self._read: dict[int, int] = {}
 
     def model(self, wanted: Sequence[int], reference: bool, real: Collection[int]) -> MixedModel:
         self._compute([*wanted, *real], self._form_of)
@@ -321,6 +344,23 @@ class _Assembly(OperatorWriter):
         main.operators = self.appended
         data = pack(self.unpacked)
         return MixedModel(data, tuple(self._fed_tensors), tuple(wanted), tuple(tensors), tuple(references), floats)
+
+    def together(self, parts: Sequence[tuple[Callable[[Node], str], Sequence[int], Collection[int]]]) -> list[MixedModel]:
+        """Returns a model for each part, all of them in one file."""
+        found = []
+        for form_of, wanted, real in parts:
+            # Each begins with what is given to it; a copy of an operator on the same inputs is found again.
+            self._form_of, self._as_float, self._as_quantized = form_of, {}, {}
+            self._compute([*wanted, *real], form_of)
+            tensors = tuple(self._given(value) for value in wanted)
+            found.append((tuple(wanted), tensors, {value: self.float_of(value) for value in real}))
+        main = self.writer.main
+        main.inputs = np.array(list(self._fed_tensors.values()), dtype=np.int32)
+        results = [index for _, tensors, floats in found for index in (*tensors, *floats.values())]
+        main.outputs = np.array(list(dict.fromkeys(results)), dtype=np.int32)
+        main.operators = self.appended
+        data, inputs = pack(self.unpacked), tuple(self._fed_tensors)
+        return [MixedModel(data, inputs, wanted, tensors, (), floats) for wanted, tensors, floats in found]
 
     def apart(self, nodes: Sequence[Node]) -> MixedModel:
         """Returns a model of nodes that do not feed each other."""
@@ -386,15 +426,17 @@ class _Assembly(OperatorWriter):
         return value in self._as_float or value in self._as_quantized
 
     def _feed(self, value: int) -> None:
-        if self._native and value not in self._models.inputs:
-            tensor = self.add_tensor(self._quantized, value)
-            self._as_quantized[value] = tensor
-        else:
-            if value not in self._floats.at:
+        native = self._native and value not in self._models.inputs
+        if value not in self._fed_tensors:
+            if not native and value not in self._floats.at:
                 raise ModelError(f"{self._graph.tensor(value).name!r} has no counterpart in the float model")
-            tensor = self.add_tensor(self._floats, self._floats.at[value])
-            self._as_float[value] = tensor
-        self._fed_tensors[value] = tensor
+            self._add_input(value, native)
+        known = self._as_quantized if native else self._as_float
+        known[value] = self._fed_tensors[value]
+
+    def _add_input(self, value: int, native: bool) -> None:
+        source, place = (self._quantized, value) if native else (self._floats, self._floats.at[value])
+        tensor = self._fed_tensors[value] = self.add_tensor(source, place)
         table, shape = self.writer.main.tensors[tensor], self._shapes.get(value)
         if shape is not None and value not in self._models.inputs:
             known = (
@@ -480,10 +522,15 @@ class _Assembly(OperatorWriter):
         if value not in self._as_float:
             tensor = self._as_quantized[value]
             if self._graph.tensor(value).is_quantized:
-                operator, tensor = self.writer.dequantize(tensor, self._graph.tensor(value).name + "_dequantized", 2)
-                self.appended.append(operator)
+                tensor = self._dequantized_once(tensor, self._graph.tensor(value).name + "_dequantized")
             self._as_float[value] = tensor
         return self._as_float[value]
+
+    def _dequantized_once(self, integers: int, name: str) -> int:
+        if integers not in self._read:
+            operator, self._read[integers] = self.writer.dequantize(integers, name, 2)
+            self.appended.append(operator)
+        return self._read[integers]
 
     def rounding(self, value: int, like: int) -> int:
         """Returns a value as integers, quantized as a tensor of the quantized model is."""
@@ -504,11 +551,7 @@ class _Assembly(OperatorWriter):
         if not self._graph.tensor(like).is_quantized:
             return self.float_of(value)
         integers = self.rounding(value, like)
-        key = (integers, -1)
-        if key not in self._read:
-            operator, self._read[key] = self.writer.dequantize(integers, self._graph.tensor(like).name + "_rounded", 2)
-            self.appended.append(operator)
-        return self._read[key]
+        return self._dequantized_once(integers, self._graph.tensor(like).name + "_rounded")
 
 
 def _wants_weights(models: MixedModels, form_of: Callable[[Node], str]) -> bool:

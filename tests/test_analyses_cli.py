@@ -347,7 +347,7 @@ def test_memory_is_a_size() -> None:
 def test_less_memory_gives_the_same(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = of_json(capsys, "sensitivity", copied)
     (copied / "node_sensitivity" / "node.json").unlink()
-    assert of_json(capsys, "sensitivity", copied, "--memory", "3M") == before
+    assert of_json(capsys, "sensitivity", copied, "--memory", "2M") == before
     assert Findings.load(copied).sensitivity["node"].provenance["passes"] > 1
 
 

@@ -59,6 +59,11 @@ class Backend(NamedTuple):
         """Opens an interpreter."""
         return Interpreter(model, self.runtime, kernels or self.kernels, self.threads, self.delegates)
 
+    @property
+    def identity(self) -> List[Any]:
+        """What tells the code that runs from other code, as plain data."""
+        return [self.runtime, self.kernels, [list(delegate) for delegate in self.delegates]]
+
     def worker_count(self) -> int:
         """Returns how many workers to use.
 

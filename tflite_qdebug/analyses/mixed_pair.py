@@ -7,7 +7,7 @@ import functools
 import hashlib
 import os
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,11 +18,12 @@ from tflite_qdebug.analyses.pairs import Pair, confirmed_match, open_pair
 from tflite_qdebug.collect import Backend
 from tflite_qdebug.datasets import Dataset, open_dataset
 from tflite_qdebug.edit.mixed import FLOAT, NODE, MixedModel, MixedModels, Node
-from tflite_qdebug.errors import DatasetError, ModelError, OptionError
+from tflite_qdebug.errors import DatasetError, ModelError, OptionError, did_you_mean
 from tflite_qdebug.interpreter import Interpreter
 from tflite_qdebug.match import match_models
+from tflite_qdebug.output_error import METRICS as OUTPUT_METRICS
 
-__all__ = ["MixedPair", "Task", "memory_budget", "open_mixed", "trusted_backend"]
+__all__ = ["MixedPair", "Task", "check_metric", "memory_budget", "open_mixed", "trusted_backend"]
 
 # Nodes that are tried in one model: a model for each would take longer to open than to run.
 _TOGETHER = 16
@@ -53,7 +54,7 @@ class MixedPair:
         """The float model with every node's outputs as outputs."""
         return self.models.exposed(FLOAT, [place for node in self.models.nodes for place in node.places])
 
-    @property
+    @functools.cached_property
     def is_stateful(self) -> bool:
         """True where a model has variables."""
         models = (self.pair.quantized, self.pair.floating)
@@ -204,6 +205,17 @@ def _errors(apart: MixedModel, values: dict[int, np.ndarray], interpreter: Inter
         with np.errstate(all="ignore"):
             errors[value] = float(np.sqrt(np.mean(error**2)))
     return errors
+
+
+def check_metric(metric: str, task_metrics: Iterable[str]) -> None:
+    """Refuses a metric that is neither one of `output_error.METRICS` nor one of the task metrics.
+
+    Raises:
+        OptionError: For such a metric, with the nearest ones.
+    """
+    known = [*OUTPUT_METRICS, *task_metrics]
+    if metric not in known:
+        raise OptionError(f"got metric {metric!r}, expected one of {', '.join(known)}.{did_you_mean(metric, known)}")
 
 
 def memory_budget(memory: int | None) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 
 from tflite_qdebug.analyses.evaluation import task_functions
 from tflite_qdebug.analyses.kept import Kept
-from tflite_qdebug.analyses.mixed_pair import MixedPair, Task, memory_budget, open_mixed, trusted_backend
+from tflite_qdebug.analyses.mixed_pair import MixedPair, Task, check_metric, memory_budget, open_mixed, trusted_backend
 from tflite_qdebug.analyses.sweep import FORMS, Pass, Sweep, Variant, plan_sweep
 from tflite_qdebug.collect import Backend, map_samples
 from tflite_qdebug.datasets.sources import IteratorSource
@@ -21,7 +21,7 @@ from tflite_qdebug.edit.mixed import MixedModels
 from tflite_qdebug.errors import DatasetError, InterpreterError, OptionError, did_you_mean
 from tflite_qdebug.findings import MODES, Sensitivity
 from tflite_qdebug.interpreter import Interpreter
-from tflite_qdebug.output_error import METRICS, OutputErrors, Reference
+from tflite_qdebug.output_error import OutputErrors, Reference
 from tflite_qdebug.progress import track
 
 __all__ = ["sensitivity"]
@@ -86,9 +86,7 @@ def sensitivity(
     if mode not in MODES:
         raise OptionError(f"got mode {mode!r}, expected one of {', '.join(MODES)}.{did_you_mean(mode, MODES)}")
     functions = task_functions(task_metrics)
-    known = [*METRICS, *functions]
-    if metric not in known:
-        raise OptionError(f"got metric {metric!r}, expected one of {', '.join(known)}.{did_you_mean(metric, known)}")
+    check_metric(metric, functions)
     backend = backend or Backend()
     mixed = open_mixed(float_model, quantized_model, debug_dataset, signature=signature, limit=limit, backend=backend)
     models = mixed.models
@@ -169,9 +167,7 @@ class _Runner:
             self._mode,
             [node.operator for node in self._sweep.nodes],
             self._sweep.outputs,
-            self._backend.runtime,
-            self._backend.kernels,
-            [list(delegate) for delegate in self._backend.delegates],
+            self._backend.identity,
             [len(part.variants) for part in self._sweep.passes],
         ]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()
@@ -197,9 +193,7 @@ class _Runner:
         names += [""] * baseline
         errors, following = kept.state(number, OutputErrors(names, self._names, tuple(self._task.functions)))
         workers = self._backend.pool(
-            lambda: _Worker(
-                self._mixed, self._sweep, part, self._mode, self._task, self._backend, baseline, self._mixed.is_stateful
-            ),
+            lambda: _Worker(self._mixed, self._sweep, part, self._mode, self._task, self._backend, baseline),
             f"measuring the sensitivity of {len(part.variants)} nodes",
             finish=_Worker.described,
             own_functions=self._task.own,
@@ -259,10 +253,9 @@ class _Worker:
         task: Task,
         backend: Backend,
         baseline: bool,
-        stateful: bool,
     ) -> None:
         self._mixed, self._sweep, self._part, self._task = mixed, sweep, part, task
-        self._baseline, self._stateful = baseline, stateful
+        self._baseline = baseline
         self.base = backend.open(sweep.base)
         # Where XNNPACK refused the base, what is cut out of it must not run on other kernels than it.
         kernels = {"xnnpack": "auto"}.get(self.base.kernels, self.base.kernels) if mode == "float" else backend.kernels
@@ -342,6 +335,6 @@ class _Worker:
         return values.astype(np.float32) if info.quantization is None else info.quantization.dequantize(values)
 
     def _invoke(self, interpreter: Interpreter, inputs: list[np.ndarray]) -> None:
-        if self._stateful:
+        if self._mixed.is_stateful:
             interpreter.reset_variables()
         interpreter.invoke(inputs)

@@ -14,13 +14,13 @@ import numpy as np
 
 from tflite_qdebug.analyses.evaluation import task_functions
 from tflite_qdebug.analyses.kept import Kept
-from tflite_qdebug.analyses.mixed_pair import MixedPair, Task, open_mixed, trusted_backend
+from tflite_qdebug.analyses.mixed_pair import MixedPair, Task, check_metric, open_mixed, trusted_backend
 from tflite_qdebug.collect import Backend, map_samples
 from tflite_qdebug.edit.mixed import FLOAT, NODE, MixedModel
-from tflite_qdebug.errors import DatasetError, OptionError, did_you_mean
+from tflite_qdebug.errors import DatasetError, OptionError
 from tflite_qdebug.findings import Steps
 from tflite_qdebug.interpreter import Interpreter
-from tflite_qdebug.output_error import BADNESS, METRICS, OutputErrors, Reference
+from tflite_qdebug.output_error import BADNESS, OutputErrors, Reference
 from tflite_qdebug.progress import track
 
 __all__ = ["THRESHOLDS", "first_met", "leave_float"]
@@ -76,9 +76,7 @@ def leave_float(
         QDebugError: One of its kinds, as `sensitivity` tells.
     """
     functions = task_functions(task_metrics)
-    known = [*METRICS, *functions]
-    if metric not in known:
-        raise OptionError(f"got metric {metric!r}, expected one of {', '.join(known)}.{did_you_mean(metric, known)}")
+    check_metric(metric, functions)
     if isinstance(nodes, str) or not nodes:
         raise OptionError(f"got {nodes!r} as the nodes to be left float, expected a list of at least one name")
     if most < 1:
@@ -157,9 +155,7 @@ class _Runner:
             self._mixed.identity,
             self._task.identity,
             operators,
-            self._backend.runtime,
-            self._backend.kernels,
-            [list(delegate) for delegate in self._backend.delegates],
+            self._backend.identity,
         ]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
@@ -241,8 +237,7 @@ class _Worker:
         self._interpreter.invoke(sample.inputs)
         outputs = [self._interpreter.read(index) for index in self._model.tensors]
         floats = [self._interpreter.read(index) for index in self._model.references]
-        rows = np.array(
-            [[Reference(other).measure(mine) for mine, other in zip(of, floats, strict=True)] for of in (outputs, floats)]
-        )
+        references = [Reference(values) for values in floats]
+        rows = np.array([[other.measure(mine) for mine, other in zip(of, references, strict=True)] for of in (outputs, floats)])
         task = np.array([self._task.values(of, sample) for of in (outputs, floats)], dtype=np.float64)
         return sample.index, rows, task.reshape(2, -1)

@@ -338,12 +338,16 @@ class _Assembly(OperatorWriter):
             self._as_quantized = {}
             self._compute(wanted, lambda _: FLOAT)
             references = [self.float_of(value) for value in wanted]
+        data = self._packed([*tensors, *references, *floats.values()])
+        return MixedModel(data, tuple(self._fed_tensors), tuple(wanted), tuple(tensors), tuple(references), floats)
+
+    def _packed(self, outputs: Iterable[int]) -> bytes:
+        """Returns the file, with what was fed as inputs."""
         main = self.writer.main
         main.inputs = np.array(list(self._fed_tensors.values()), dtype=np.int32)
-        main.outputs = np.array(list(dict.fromkeys([*tensors, *references, *floats.values()])), dtype=np.int32)
+        main.outputs = np.array(list(dict.fromkeys(outputs)), dtype=np.int32)
         main.operators = self.appended
-        data = pack(self.unpacked)
-        return MixedModel(data, tuple(self._fed_tensors), tuple(wanted), tuple(tensors), tuple(references), floats)
+        return pack(self.unpacked)
 
     def together(self, parts: Sequence[tuple[Callable[[Node], str], Sequence[int], Collection[int]]]) -> list[MixedModel]:
         """Returns a model for each part, all of them in one file."""
@@ -354,12 +358,8 @@ class _Assembly(OperatorWriter):
             self._compute([*wanted, *real], form_of)
             tensors = tuple(self._given(value) for value in wanted)
             found.append((tuple(wanted), tensors, {value: self.float_of(value) for value in real}))
-        main = self.writer.main
-        main.inputs = np.array(list(self._fed_tensors.values()), dtype=np.int32)
-        results = [index for _, tensors, floats in found for index in (*tensors, *floats.values())]
-        main.outputs = np.array(list(dict.fromkeys(results)), dtype=np.int32)
-        main.operators = self.appended
-        data, inputs = pack(self.unpacked), tuple(self._fed_tensors)
+        data = self._packed(index for _, tensors, floats in found for index in (*tensors, *floats.values()))
+        inputs = tuple(self._fed_tensors)
         return [MixedModel(data, inputs, wanted, tensors, (), floats) for wanted, tensors, floats in found]
 
     def apart(self, nodes: Sequence[Node]) -> MixedModel:
@@ -379,11 +379,7 @@ class _Assembly(OperatorWriter):
                 self._as_float.pop(value)
                 if given is not None:
                     self._as_float[value] = given
-        main = self.writer.main
-        main.inputs = np.array(list(self._fed_tensors.values()), dtype=np.int32)
-        main.outputs = np.array(list(dict.fromkeys(tensors)), dtype=np.int32)
-        main.operators = self.appended
-        return MixedModel(pack(self.unpacked), tuple(self._fed_tensors), tuple(values), tuple(tensors))
+        return MixedModel(self._packed(tensors), tuple(self._fed_tensors), tuple(values), tuple(tensors))
 
     def feed(self, values: Iterable[int]) -> None:
         """Makes inputs of values, in this order."""

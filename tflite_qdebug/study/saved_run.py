@@ -17,6 +17,7 @@ from tflite_qdebug.analyses.cumulative_error import accumulated_error
 from tflite_qdebug.analyses.diagnosis import diagnose
 from tflite_qdebug.analyses.evaluation import evaluate, task_functions
 from tflite_qdebug.analyses.graph import describe_graph
+from tflite_qdebug.analyses.mixed_pair import check_metric
 from tflite_qdebug.analyses.pairs import FEW, Pair, open_pair, pair_error
 from tflite_qdebug.analyses.profiles import profile_pair
 from tflite_qdebug.analyses.samples import worst_samples
@@ -25,7 +26,7 @@ from tflite_qdebug.analyses.steps import THRESHOLDS, first_met, leave_float
 from tflite_qdebug.collect import Backend
 from tflite_qdebug.datasets import Dataset, open_dataset
 from tflite_qdebug.datasets.sources import IteratorSource
-from tflite_qdebug.errors import DatasetError, ModelError, OptionError, completed, did_you_mean
+from tflite_qdebug.errors import DatasetError, ModelError, OptionError, completed
 from tflite_qdebug.files import write_atomically
 from tflite_qdebug.findings import (
     PLACES,
@@ -248,7 +249,7 @@ class Study:
             chosen.quantized.sha256,
             None if chosen.floating is None else chosen.floating.sha256,
             self._samples_digest(),
-            [self._backend.runtime, self._backend.kernels, [list(delegate) for delegate in self._backend.delegates]],
+            self._backend.identity,
         ]
         digest = hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()
         return {"study": digest, **({"task_metrics": self._task_digests(task_metrics)} if task_metrics else {})}
@@ -501,9 +502,7 @@ class Study:
         Raises:
             OptionError: For an unknown metric.
         """
-        known = [*METRICS, *task_functions(self.task_metrics)]
-        if metric not in known:
-            raise OptionError(f"got metric {metric!r}, expected one of {', '.join(known)}.{did_you_mean(metric, known)}")
+        check_metric(metric, task_functions(self.task_metrics))
 
     @property
     def task_metrics(self) -> TaskMetrics:

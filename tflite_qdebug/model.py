@@ -402,6 +402,10 @@ class Model:
                 f"({error})"
             ) from error
 
+    def place(self, tensor: Tensor) -> int:
+        """Returns at which byte of the file the values of a constant begin."""
+        return self._buffers[tensor.buffer][0]
+
     def input_specs(self) -> list[InputSpec]:
         """Returns what the main subgraph expects of a sample, in input order.
 

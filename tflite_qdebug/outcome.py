@@ -22,6 +22,7 @@ class Recipe:
         split: Tensors of the float model that are rescaled for one reader, so that the others keep a finer scale.
         rounded: Weights are rounded for the least error at their layer's output.
         biases_corrected: Biases are corrected layer by layer.
+        tuned: Like ``ranges``, of activations that were tuned together at the outputs, after weights and biases.
         float_nodes: Nodes left float, by the names that a denylist takes, in the order of the search.
         int8_weights: True where the weights of nodes left float are kept as int8 in the file.
         int16_nodes: Nodes with 16-bit activations.
@@ -36,6 +37,7 @@ class Recipe:
     split: tuple[str, ...] = ()
     rounded: bool = False
     biases_corrected: bool = False
+    tuned: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     float_nodes: tuple[str, ...] = ()
     int8_weights: bool = False
     int16_nodes: tuple[str, ...] = ()

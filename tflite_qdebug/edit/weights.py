@@ -18,11 +18,15 @@ from tflite_qdebug.edit.flatbuffer import (
 )
 from tflite_qdebug.model import Model, Operator, Subgraph, Tensor, refuses_broken_models
 
-__all__ = ["cast_weights_to_float16", "fold_float16", "quantize_weights"]
+__all__ = ["cast_weights_to_float16", "fold_float16", "quantize_weights", "store_weights_as_int8"]
 
 _FLOAT16_MAXIMUM = float(np.finfo(np.float16).max)
 # TensorFlow leaves weights of fewer elements in float when it quantizes weights alone.
 _MINIMUM_WEIGHTS = 1024
+# Fewer elements take less room as float32 than a DEQUANTIZE with its tensors does.
+_MINIMUM_STORED = 256
+# Operators whose float kernels take weights that were dequantized on the way.
+_STORED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 # ... and takes no smaller greatest magnitude than this, so that a channel of zeros has a scale.
 _SMALLEST_MAGNITUDE = np.float32(5e-7)
 
@@ -86,6 +90,47 @@ def cast_weights_to_float16(model: Model) -> bytes:
         writer.main.operators = inserted + writer.main.operators
     drop_unused_buffers(unpacked)
     return pack(unpacked)
+
+
+@refuses_broken_models
+def store_weights_as_int8(model: Model) -> bytes:
+    """Returns the model with the weights of float operators kept as int8, each behind a DEQUANTIZE.
+
+    The operators compute in float as before; their weights are rounded per output channel (symmetric, -127..127), as they are
+    in a quantized model. So an operator that is left float takes no more room in the file than a quantized one. The interpreter
+    dequantizes them once, when the model is first invoked. Weights of fewer than 256 elements stay: there is nothing to win.
+    """
+    unpacked = unpack(model)
+    integers: _Integers = {}
+    for subgraph in model.subgraphs:
+        writer, inserted = Writer(unpacked, subgraph.index), []
+        for index, axis in _storable(subgraph).items():
+            tensor = subgraph.tensors[index]
+            _quantize_constant(model, writer, index, tensor, axis, integers)
+            reader, target = writer.dequantize(index, tensor.name + "_dequantized", 5)
+            inserted.append(reader)
+            for operator in subgraph.operators:
+                if index in operator.inputs:
+                    replace_input(writer.main.operators[operator.index], 1, target)
+        writer.main.operators = inserted + writer.main.operators
+    drop_unused_buffers(unpacked)
+    return pack(unpacked)
+
+
+def _storable(subgraph: Subgraph) -> dict[int, int | None]:
+    """Returns ``{tensor: axis of its channels}`` of the float weights that only operators which can take them read."""
+    readers: dict[int, set[tuple[str, int]]] = {}
+    for operator in subgraph.operators:
+        for position, index in enumerate(operator.inputs):
+            readers.setdefault(index, set()).add((operator.name, position))
+    found = {}
+    for index, places in readers.items():
+        tensor = subgraph.tensors[index]
+        axes = {_HYBRID[name].axis if name in _STORED and position == 1 else -1 for name, position in places}
+        enough = tensor.is_constant and tensor.is_float and int(np.prod(tensor.shape)) >= _MINIMUM_STORED
+        if index >= 0 and enough and len(axes) == 1 and -1 not in axes:
+            found[index] = axes.pop()
+    return found
 
 
 @refuses_broken_models

@@ -1,0 +1,810 @@
+"""Finds the cheapest change of a quantized model that reaches a target.
+
+First what costs nothing: other ranges, rounding, biases, all operators integer. Then what costs something: nodes left float (or
+in 16 bits), the most sensitive first, as many as it takes, and of these only the ones that are needed. Ranges, weights and
+biases are fitted to the representative dataset, candidates are compared on the debug dataset, and the winner is measured once on
+the evaluation dataset, which decides nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tflite_qdebug.analyses.evaluation import METRICS as ACCURACIES
+from tflite_qdebug.analyses.evaluation import task_functions
+from tflite_qdebug.analyses.layer_error import RealValued
+from tflite_qdebug.analyses.mixed_pair import Task
+from tflite_qdebug.analyses.sensitivity import sensitivity
+from tflite_qdebug.collect import Backend
+from tflite_qdebug.conversion import FloatModel, load_float_model
+from tflite_qdebug.datasets import Dataset, open_dataset
+from tflite_qdebug.datasets.sources import IteratorSource
+from tflite_qdebug.edit import expose
+from tflite_qdebug.errors import ConversionError, DatasetError, InterpreterError, ModelError, OptionError
+from tflite_qdebug.files import write_atomically
+from tflite_qdebug.model import Model, read_model_bytes
+from tflite_qdebug.outcome import Candidate, Measured, Outcome, Recipe
+from tflite_qdebug.output_error import BADNESS
+from tflite_qdebug.remedies.cost import described, edgetpu_operators
+from tflite_qdebug.remedies.handout import save_recipe
+from tflite_qdebug.remedies.int16 import int16_model
+from tflite_qdebug.remedies.logbook import Logbook
+from tflite_qdebug.remedies.scoring import Scored, Scorer, decision_tensors, latency
+from tflite_qdebug.remedies.target import Clause, Target, parse_target
+from tflite_qdebug.remedies.tuning import tune_ranges
+from tflite_qdebug.remedies.workshop import Base, Workshop, recipe_key
+
+__all__ = ["SPENDING", "Fixed", "fix"]
+
+#: What may be spent where integer operators alone do not reach the target.
+SPENDING = ("float", "int16", "nothing")
+_SECONDS = 1200.0
+# Of the time that is left when ranges are tuned, and how many samples they are tuned on.
+_TUNING_SHARE, _TUNING_SAMPLES, _TUNED_SLOTS, _ROUNDS = 0.5, 32, 80, 2
+_SENSITIVITY_SAMPLES = 32
+_COUNTS = (1, 2, 3, 5, 8, 12, 16, 20, 25, 30, 40, 50, 65, 80, 100, 150, 250, 400, 700, 1000)
+# Models that are measured in one pass: each holds an interpreter.
+_AT_ONCE = 16
+# Sizes that differ by less are as good as equal.
+_SAME_SIZE = 0.001
+_PERCENTILES = (0.99999, 0.9999, 0.999)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """What a search hands back.
+
+    Attributes:
+        outcome: All that was tried, and how far it got.
+        data: The best ``.tflite``.
+    """
+
+    outcome: Outcome
+    data: bytes
+
+    @property
+    def recipe(self) -> Recipe:
+        """How to make it again."""
+        return self.outcome.candidates[self.outcome.best].recipe
+
+
+class _EndError(Exception):
+    """The search ends here; its text says why."""
+
+
+def fix(
+    float_model: Any,
+    target: str | Sequence[str],
+    representative_dataset: Any,
+    debug_dataset: Any,
+    *,
+    evaluation_dataset: Any = None,
+    metrics: Sequence[str | Callable[..., Any]] = (),
+    label_offset: int = 0,
+    quantized_model: Any = None,
+    spend: str = "float",
+    edgetpu: bool = False,
+    explore: bool = False,
+    limit: int | None = None,
+    folder: str | Path | None = None,
+    backend: Backend | None = None,
+    progress: bool | None = None,
+    updated: Callable[[Outcome], None] = lambda outcome: None,
+) -> Fixed:
+    """Finds the cheapest change that reaches a target.
+
+    Args:
+        float_model: Anything that `load_float_model` takes.
+        target: As `parse_target` reads it: ``"accuracy >= float - 0.5%, size <= int8 + 1%, time <= 10 min"``.
+        representative_dataset: Calibrates, and what ranges, weights and biases are fitted to.
+        debug_dataset: Compares candidates; other samples than those, with labels for task metrics.
+        evaluation_dataset: Proves the result; samples that are in neither of the two. None: nothing is proved.
+        metrics: Task metrics: ``top_1``, ``top_5``, ``module:function`` or functions ``f(outputs, label) -> number``.
+        label_offset: Added to each label.
+        quantized_model: A quantized form made elsewhere, to begin with; None: TensorFlow's quantizer makes it.
+        spend: What may be spent, of `SPENDING`: nodes left ``float``, nodes in 16 bits (``int16``), or ``nothing``: all
+            operators stay int8, as integer accelerators need it.
+        edgetpu: Also predict how many operators map to the Edge TPU.
+        explore: Go on where the target is met, to see the whole front.
+        limit: Take the first so many samples of each dataset.
+        folder: A folder in which everything is kept: the best model so far, its recipe, what has been measured. With the same
+            arguments an interrupted search goes on from there.
+        backend: Which code runs the models.
+        progress: As in `progress.track`.
+        updated: Called with what is known so far, after each step.
+
+    Returns:
+        The best model found, also where the search was interrupted, out of time, or the target out of reach.
+
+    Raises:
+        OptionError: For a target that means nothing, or not for this model.
+        DatasetError: For wrong, missing or unlabelled samples, or an iterator, which is good for one pass.
+        ModelError: Where the model cannot be read, or is no pair with the quantized one.
+        ConversionError: Where the model cannot be quantized at all.
+        MetricError: Where a task metric fails on a sample.
+        OutputError: Where the folder cannot be written.
+    """
+    if spend not in SPENDING:
+        raise OptionError(f"got spend={spend!r}, expected one of {', '.join(SPENDING)}")
+    functions = task_functions(metrics)
+    wanted = parse_target(target, functions)
+    for clause in wanted.quality:
+        if clause.metric in ACCURACIES:
+            functions.setdefault(clause.metric, ACCURACIES[clause.metric])
+    floats = load_float_model(float_model)
+    search = _Search(
+        floats,
+        wanted,
+        _Data(floats, representative_dataset, debug_dataset, evaluation_dataset, limit),
+        Task(functions, label_offset),
+        None if quantized_model is None else read_model_bytes(getattr(quantized_model, "data", quantized_model)),
+        _Options(spend, edgetpu, explore),
+        None if folder is None else Path(folder),
+        backend or Backend(),
+        progress,
+        updated,
+    )
+    return search.run()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    spend: str
+    edgetpu: bool
+    explore: bool
+
+
+class _Data:
+    """The three datasets."""
+
+    def __init__(self, model: FloatModel, representative: Any, debug: Any, evaluation: Any, limit: int | None) -> None:
+        self._model, self.limit = model, limit
+        self.representative, self.debug, self.evaluation = representative, debug, evaluation
+        self.first = next(iter(self.opened(debug, "debug dataset")))
+        next(iter(self.opened(representative, "representative dataset")))
+        if evaluation is not None:
+            next(iter(self.opened(evaluation, "evaluation dataset")))
+
+    def opened(self, source: Any, role: str, limit: int | None = None) -> RealValued:
+        """Opens a dataset.
+
+        Raises:
+            DatasetError: For a wrong first sample, none at all, or an iterator.
+        """
+        limit = self.limit if limit is None else min(limit, self.limit or limit)
+        dataset: Dataset = open_dataset(source, self._model.model.input_specs(), role, limit, labels="auto")
+        if isinstance(dataset.source, IteratorSource):
+            raise DatasetError(
+                f"got an iterator as {role}, which is good for one pass, and a search takes many; pass a function that returns "
+                "a new iterator each time it is called"
+            )
+        samples = RealValued(dataset, [])
+        if not samples.ahead(1):
+            raise DatasetError(f"the {role} yielded no samples")
+        return samples
+
+    def identity(self) -> list[Any]:
+        """Returns what tells these samples from others, as plain data."""
+        described: list[Any] = [self.limit]
+        for source, role in ((self.representative, "representative dataset"), (self.debug, "debug dataset")):
+            samples = self.opened(source, role)
+            first = samples.ahead(1)[0]
+            content = hashlib.sha256(repr(first.label).encode())
+            for array in first.inputs:
+                content.update(np.ascontiguousarray(array).tobytes())
+            described += [samples.description, content.hexdigest()]
+        return described
+
+
+class _Search:
+    def __init__(
+        self,
+        float_model: FloatModel,
+        target: Target,
+        data: _Data,
+        task: Task,
+        quantized: bytes | None,
+        options: _Options,
+        folder: Path | None,
+        backend: Backend,
+        progress: bool | None,
+        updated: Callable[[Outcome], None],
+    ) -> None:
+        self._begun = time.monotonic()
+        self._float, self._target, self._data, self._task = float_model, target, data, task
+        self._options, self._backend, self._progress, self._updated = options, backend, progress, updated
+        self._folder = None if folder is None else folder / "fix"
+        key = [float_model.model.sha256, hashlib.sha256(quantized or b"").hexdigest(), data.identity(), task.identity]
+        self._notes: list[str] = []
+        self._logbook = Logbook(self._folder, json.dumps([*key, backend.identity]))
+        work = None if self._folder is None else self._folder / "work"
+        self._workshop = Workshop(
+            float_model,
+            data.representative,
+            quantized_model=quantized,
+            limit=data.limit,
+            backend=backend,
+            progress=progress,
+            folder=work,
+        )
+        self._check_labels()
+        debug = data.opened(data.debug, "debug dataset")
+        self._scorer = Scorer(float_model.model, debug, self._task, backend, progress)
+        self._candidates: list[Candidate] = []
+        self._scored: dict[str, Scored] = {}
+        self._upper: list[Candidate] = []
+        self._goals: dict[str, float] = {}
+        self._written = ""
+
+    # -- the target --
+
+    def _check_labels(self) -> None:
+        """Lets agreement with the float model stand for accuracy where there are no labels, and says so."""
+        clauses = [clause for clause in self._target.quality if clause.metric in ACCURACIES]
+        if not clauses or self._data.first.label is not None:
+            return
+        for clause in clauses:
+            if clause.base != "float" or clause.factor != 1.0 or clause.metric != "top_1":
+                raise DatasetError(
+                    f"the debug samples have no labels, which {clause.metric} needs; expected labels, or a target such as "
+                    "'agreement >= 99%': the share of samples on which the model answers as the float model does"
+                )
+            new = Clause("agreement", True, "", 1.0, 1.0 + clause.offset, True)
+            self._target = self._target.replaced(clause, new)
+            self._notes.append(
+                f"the debug samples have no labels: '{new}' (agreement with the float model) stands for '{clause}'"
+            )
+        functions = {name: function for name, function in self._task.functions.items() if function not in ACCURACIES.values()}
+        self._task = Task(functions, self._task.label_offset)
+
+    def _goal(self, clause: Clause) -> float:
+        """Returns the number to be reached.
+
+        Raises:
+            OptionError: Where the metric is none of this model, or there is no such number.
+        """
+        floats, plain = self._candidates[0], self._candidates[1]
+        values = [_value(candidate, clause.metric) for candidate in (floats, plain)]
+        if math.isnan(values[1]) and clause.metric not in plain.metrics and clause.metric != "latency":
+            raise OptionError(
+                f"target '{clause}': {clause.metric} does not apply to this model's outputs; expected one of "
+                f"{', '.join(plain.metrics)}"
+            )
+        goal = clause.goal(*values)
+        if not math.isfinite(goal):
+            raise OptionError(f"target '{clause}': that is {goal}, which no model reaches or misses; expected a finite number")
+        return goal
+
+    def _is_met(self, candidate: Candidate, clauses: Sequence[Clause]) -> bool:
+        return all(clause.met(_value(candidate, clause.metric), self._goals[str(clause)]) for clause in clauses)
+
+    @property
+    def _main(self) -> str:
+        """The metric that the front is of."""
+        if self._target.quality:
+            return self._target.quality[0].metric
+        return next(iter(self._task.functions), "sqnr_db")
+
+    def _large_is_good(self, metric: str) -> bool:
+        asked = {clause.metric: clause.at_least for clause in self._target.clauses}
+        return asked.get(metric, BADNESS.get(metric, -1.0) < 0.0)
+
+    # -- the run --
+
+    def run(self) -> Fixed:
+        """Goes through all stages; what ends it early leaves the best so far."""
+        self._plain()
+        stopped = "target met"
+        try:
+            self._stages()
+            if not self._candidates[self._best()].met and self._target.quality:
+                stopped = "out of reach"
+            elif not self._target.quality:
+                stopped = "all was tried"
+        except _EndError as end:
+            stopped = str(end)
+        except KeyboardInterrupt:
+            stopped = "interrupted"
+        outcome = self._outcome(stopped)
+        data = self._bytes_of(outcome.candidates[outcome.best])
+        if stopped != "interrupted":
+            outcome = self._proved(self._timed(outcome), data)
+        self._write(outcome)
+        return Fixed(outcome, data)
+
+    def _plain(self) -> None:
+        """Measures float and plain int8, and what the target means in numbers."""
+        plain = Recipe()
+        data = self._workshop.build(plain)
+        scored = self._measured({"int8": data})["int8"]
+        nothing = Measured(0.0, 0.0, 0.0)
+        perfect = {"cosine": 1.0, "agreement": 1.0, "sqnr_db": math.inf}
+        metrics = {name: Measured(perfect.get(name, 0.0)) if name in perfect else nothing for name in scored.metrics}
+        metrics.update(self._scorer.float_metrics)
+        floats = described(self._float.data, Candidate("float", "float", Recipe(), len(self._float.data), metrics))
+        self._candidates = [floats, self._candidate("int8", "int8", plain, data, scored)]
+        self._scored[recipe_key(plain)] = scored
+        if any(clause.metric == "latency" for clause in self._target.budgets):
+            self._candidates = [self._with_latency(one) for one in self._candidates]
+        self._goals = {str(clause): self._goal(clause) for clause in self._target.clauses if clause.metric != "time"}
+        self._candidates[1] = self._judged(self._candidates[1])
+        self._report()
+
+    def _stages(self) -> None:
+        if not self._is_done():
+            self._bound()
+            self._integer()
+        if self._options.spend != "nothing" and not self._is_done():
+            self._spend()
+
+    def _is_done(self) -> bool:
+        return bool(self._target.quality) and self._candidates[self._best()].met and not self._options.explore
+
+    def _bound(self) -> None:
+        """Measures the model with 16-bit activations throughout: what more bits can give back at all."""
+        try:
+            data = int16_model(self._workshop.calibrated()).data
+            scored = self._measured({"all 16-bit": data})["all 16-bit"]
+            self._upper = [self._candidate("all 16-bit", "16x8", Recipe(int16_nodes=("*",)), data, scored)]
+        except (ConversionError, InterpreterError, ModelError, OptionError) as error:
+            self._note(f"what 16 bits could give back is not known: {error}")
+
+    # -- all operators stay integer --
+
+    def _integer(self) -> None:
+        def variants() -> None:
+            self._try(self._variants(self._integer_best().recipe))
+
+        # A bias that was right for the old ranges need not be for the new ones, so that these are fitted before and not after.
+        for stage in (lambda: self._try(self._ranged()), variants, self._fit, self._tune):
+            if self._is_done():
+                return
+            stage()
+
+    def _ranged(self) -> list[tuple[str, str, Recipe]]:
+        chosen: dict[str, dict[str, tuple[float, float]]] = {}
+        for share in _PERCENTILES:
+            chosen[f"percentile {100.0 * share:g} %"] = self._workshop.ranges("percentile", share)
+        for method in ("mse", "entropy", "minmax"):
+            chosen[method if method != "minmax" else "useful part of the ranges"] = self._workshop.ranges(method)
+        return [
+            (f"ranges by {name}", "ranges", Recipe(ranges=ranges, ranges_by=name)) for name, ranges in chosen.items() if ranges
+        ]
+
+    def _variants(self, recipe: Recipe) -> list[tuple[str, str, Recipe]]:
+        """Returns the same with other weights: equalized, or dense layers with one scale."""
+        found = []
+        if self._workshop.is_given:
+            return []
+        try:
+            if self._workshop.can_equalize:
+                method = {"mse": "mse", "entropy": "entropy"}.get(recipe.ranges_by, "percentile" if recipe.ranges else "")
+                ranges = self._workshop.ranges(method, equalized=True) if method else {}
+                changed = dataclasses.replace(recipe, equalized=True, ranges=ranges)
+                found.append((f"{_named(recipe)} + equalized weights", "equalization", changed))
+        except ModelError as error:
+            self._note(f"weights are not equalized: {error}")
+        if any(operator.name == "FULLY_CONNECTED" for operator in self._float.model.main.operators):
+            changed = dataclasses.replace(recipe, per_channel_dense=False)
+            found.append((f"{_named(recipe)} + dense layers per tensor", "weights", changed))
+        return found
+
+    def _fit(self) -> None:
+        """Rounds weights and corrects biases, each and both."""
+        recipe = self._integer_best().recipe
+        if recipe.tuned or recipe.rounded or recipe.biases_corrected:
+            return
+        named = _named(recipe)
+        self._try(
+            [
+                (f"{named} + biases", "bias", dataclasses.replace(recipe, biases_corrected=True)),
+                (f"{named} + rounding", "rounding", dataclasses.replace(recipe, rounded=True)),
+                (f"{named} + rounding + biases", "bias", dataclasses.replace(recipe, rounded=True, biases_corrected=True)),
+            ]
+        )
+
+    def _tune(self) -> None:
+        best = self._integer_best()
+        base = self._workshop.based(best.recipe)
+        decisions = [index for index, is_logits in decision_tensors(base.quantized) if is_logits]
+        order = self._ranked(best.recipe)
+        tensors = [base.slots[name].tensors[0] for name in self._slot_names(base, order)][:_TUNED_SLOTS]
+        if not tensors:
+            self._note("no range could be tuned: none can change that the outputs depend on")
+            return
+        exposed = Base(base.float_model, Model(expose(base.quantized, decisions)), base.match) if decisions else base
+        samples = self._data.opened(self._data.representative, "representative dataset", _TUNING_SAMPLES)
+        what = "calibration samples"
+        scorer = Scorer(self._float.model, samples, Task({}, 0), self._scorer.backend, self._progress, what)
+        ends = time.monotonic() + self._left() * _TUNING_SHARE
+        memory = self._logbook.part("tuning " + recipe_key(best.recipe))
+        tuned = tune_ranges(
+            exposed.rescaler,
+            scorer,
+            tensors,
+            rounds=_ROUNDS,
+            time_left=lambda: ends - time.monotonic(),
+            memory=memory,
+            remember=self._logbook.save,
+        )
+        names = {slot.tensors[0]: name for name, slot in base.slots.items()}
+        chosen = {names[tensor]: ends_of for tensor, ends_of in tuned.ranges.items()}
+        if not tuned.finished:
+            self._note(f"the time for tuning ranges ran out after {tuned.tried} models; more time may give more")
+        if chosen:
+            recipe = dataclasses.replace(best.recipe, tuned=chosen)
+            self._try([(f"{_named(best.recipe)}, {len(chosen)} tuned together", "ranges", recipe)])
+
+    def _slot_names(self, base: Base, order: Sequence[str]) -> list[str]:
+        """Returns the activations that can be tuned, those of sensitive nodes and what these read first."""
+        floats = base.float_model.main
+        found: dict[str, None] = {}
+        for name in order:
+            for operator in floats.nodes.get(name, ()):
+                for index in (*operator.outputs, *operator.inputs):
+                    tensor = floats.tensors[index].name if index >= 0 else ""
+                    if tensor in base.slots and not base.slots[tensor].fixed:
+                        found[tensor] = None
+        return list(found)
+
+    # -- what costs something --
+
+    def _ranked(self, recipe: Recipe) -> list[str]:
+        """Returns the nodes, the most sensitive first."""
+        base = self._workshop.based(recipe)
+        key = "sensitivity " + recipe_key(recipe)
+        known = self._logbook.get(key, "order")
+        if known is None:
+            limit = min(_SENSITIVITY_SAMPLES, self._data.limit or _SENSITIVITY_SAMPLES)
+            node, metric = self._place_of_error(base)
+            saved = (
+                None if self._folder is None else self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.partial.json"
+            )
+            found = sensitivity(
+                base.float_model.data,
+                base.quantized.data,
+                self._data.debug,
+                output_node=node,
+                metric=metric,
+                limit=limit,
+                backend=self._scorer.backend,
+                progress=self._progress,
+                saved=saved,
+            )
+            known = [found.nodes[position] for position in found.order()]
+            rest = [node.name for node in base.mixed.nodes if node.quantized and node.name not in known]
+            self._logbook.put(key, "order", [*known, *rest])
+            known = [*known, *rest]
+        return list(known)
+
+    def _place_of_error(self, base: Base) -> tuple[str | None, str]:
+        """Returns at which node the error is measured, and by which metric: before a final softmax, which hides most of it."""
+        decisions = decision_tensors(base.float_model)
+        if len(decisions) == 1 and decisions[0][1]:
+            name = base.float_model.main.tensors[decisions[0][0]].name
+            if name in {node.name for node in base.mixed.nodes}:
+                return name, "sqnr_db"
+        return None, "sqnr_db"
+
+    def _spend(self) -> None:
+        best = self._integer_best()
+        order = self._ranked(best.recipe)
+        if not order:
+            return
+        counts = [count for count in _COUNTS if count < len(order)] + [len(order)]
+        self._try([self._spent(best.recipe, order[:count]) for count in counts])
+        if self._options.spend == "float":
+            self._try([self._spent(best.recipe, order[:count], False) for count in counts])
+        if not self._target.quality:
+            return
+        chosen = self._narrowed(best.recipe, order, counts)
+        if chosen is not None:
+            self._pruned(best.recipe, chosen)
+
+    def _spent(self, recipe: Recipe, nodes: Sequence[str], int8_weights: bool = True) -> tuple[str, str, Recipe]:
+        count = f"{len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}"
+        if self._options.spend == "int16":
+            return f"{_named(recipe)} + {count} 16-bit", "16x8", dataclasses.replace(recipe, int16_nodes=tuple(nodes))
+        name = f"{_named(recipe)} + {count} float" + (", int8 weights" if int8_weights else "")
+        return name, "float nodes", dataclasses.replace(recipe, float_nodes=tuple(nodes), int8_weights=int8_weights)
+
+    def _nodes(self, recipe: Recipe) -> tuple[str, ...]:
+        return recipe.int16_nodes if self._options.spend == "int16" else recipe.float_nodes
+
+    def _narrowed(self, recipe: Recipe, order: Sequence[str], counts: Sequence[int]) -> Candidate | None:
+        """Looks for the fewest nodes that reach the target; None where no number does.
+
+        The error is no smooth function of how many nodes are float, so that what lies between the last number that does not and
+        the first that does is tried in portions, and not by halves alone.
+        """
+        while True:
+            spent = [one for one in self._candidates if self._nodes(one.recipe) and self._is_prefix(one.recipe, recipe, order)]
+            reaching = [one for one in spent if one.met]
+            if not reaching:
+                return None
+            fewest = min(reaching, key=self._cost)
+            count = len(self._nodes(fewest.recipe))
+            below = max((len(self._nodes(one.recipe)) for one in spent if len(self._nodes(one.recipe)) < count), default=0)
+            between = range(below + 1, count)
+            if not between:
+                return fewest
+            step = max(1, len(between) // 8)
+            self._try([self._spent(recipe, order[:number], fewest.recipe.int8_weights) for number in between[::step]])
+
+    def _is_prefix(self, recipe: Recipe, base: Recipe, order: Sequence[str]) -> bool:
+        nodes = self._nodes(recipe)
+        alone = dataclasses.replace(recipe, float_nodes=(), int16_nodes=(), int8_weights=False)
+        return recipe_key(alone) == recipe_key(base) and list(nodes) == list(order[: len(nodes)])
+
+    def _pruned(self, recipe: Recipe, chosen: Candidate) -> None:
+        """Takes back nodes that proved unneeded, as many as the target allows for."""
+        while len(nodes := self._nodes(chosen.recipe)) > 1:
+            without = {name: [other for other in nodes if other != name] for name in nodes}
+            int8_weights = chosen.recipe.int8_weights
+            tried = self._try([self._spent(recipe, rest, int8_weights) for rest in without.values()], name=_without(nodes))
+            by_node = dict(zip(without, tried, strict=True))
+            fit = [name for name in sorted(nodes, key=lambda one: self._objective(by_node[one])) if _meets(by_node[name])]
+            if not fit:
+                return
+            # All that can be missed alone, then fewer of them: together they may be missed after all.
+            sets = [[name for name in nodes if name not in fit[:count]] for count in range(1, len(fit) + 1)]
+            found = [
+                one for one in self._try([self._spent(recipe, rest, int8_weights) for rest in sets if rest]) if _meets(one)
+            ]
+            chosen = min([one for one in found if one is not None], key=self._cost, default=chosen)
+            if not found or len(self._nodes(chosen.recipe)) >= len(nodes):
+                return
+
+    # -- trying --
+
+    def _try(
+        self, recipes: Sequence[tuple[str, str, Recipe]], name: Callable[[Recipe], str] | None = None
+    ) -> list[Candidate | None]:
+        """Measures models, those that are not known; returns one for each, None where it cannot be made."""
+        known = {recipe_key(candidate.recipe): candidate for candidate in self._candidates[1:]}
+        new = {recipe_key(recipe): (label, kind, recipe) for label, kind, recipe in recipes}
+        new = {key: entry for key, entry in new.items() if key not in known}
+        keys = list(new)
+        for start in range(0, len(keys), _AT_ONCE):
+            if self._left() <= 0.0:
+                raise _EndError("time")
+            self._measure_all({key: new[key] for key in keys[start : start + _AT_ONCE]}, name)
+        known = {recipe_key(candidate.recipe): candidate for candidate in self._candidates[1:]}
+        return [known.get(recipe_key(recipe)) for _, _, recipe in recipes]
+
+    def _measure_all(self, new: Mapping[str, tuple[str, str, Recipe]], name: Callable[[Recipe], str] | None) -> None:
+        made: dict[str, bytes] = {}
+        for key, (label, _, recipe) in new.items():
+            try:
+                made[key] = self._workshop.build(recipe)
+            except (ConversionError, ModelError, OptionError, InterpreterError) as error:
+                self._note(f"{label}: {error}")
+        before = self._best()
+        for key, scored in self._measured(made).items():
+            label, kind, recipe = new[key]
+            self._scored[key] = scored
+            label = name(recipe) if name is not None else label
+            self._candidates.append(self._judged(self._candidate(label, kind, recipe, made[key], scored)))
+        if self._best() != before:
+            best = self._best()
+            self._candidates[best] = dataclasses.replace(self._candidates[best], kept=True)
+        self._report()
+
+    def _measured(self, models: Mapping[str, bytes]) -> dict[str, Scored]:
+        """Measures models on the debug samples; those that have been in an earlier run of the search are known."""
+        hashes = {name: hashlib.sha256(data).hexdigest() for name, data in models.items()}
+        known = {name: found for name in models if (found := self._logbook.scored(hashes[name])) is not None}
+        missing = {name: data for name, data in models.items() if name not in known}
+        if missing or not self._scorer.float_metrics:
+            # Even where all are known, the float model's own metrics are not.
+            again = missing or dict(list(models.items())[:1])
+            measured = self._scorer.measure(again)
+            for name, scored in measured.items():
+                self._logbook.put_scored(hashes[name], scored)
+                known[name] = scored
+                for note in scored.notes:
+                    self._note(note)
+            self._logbook.save()
+        return {name: known[name] for name in models}
+
+    def _candidate(self, name: str, kind: str, recipe: Recipe, data: bytes, scored: Scored) -> Candidate:
+        candidate = Candidate(name, kind, recipe, len(data), scored.metrics, scored.differences)
+        candidate = dataclasses.replace(described(data, candidate), seconds=time.monotonic() - self._begun)
+        if self._options.edgetpu:
+            candidate = dataclasses.replace(candidate, edgetpu_operators=edgetpu_operators(data))
+        return candidate
+
+    def _judged(self, candidate: Candidate) -> Candidate:
+        clauses = [clause for clause in self._target.clauses if clause.metric != "time"]
+        if any(clause.metric == "latency" for clause in clauses):
+            others = [clause for clause in clauses if clause.metric != "latency"]
+            if not self._is_met(candidate, others):
+                return candidate
+            candidate = self._with_latency(candidate)
+        return dataclasses.replace(candidate, met=self._is_met(candidate, clauses))
+
+    def _with_latency(self, candidate: Candidate) -> Candidate:
+        if not math.isnan(candidate.milliseconds):
+            return candidate
+        data = self._float.data if candidate.kind == "float" else self._bytes_of(candidate)
+        found = latency(data, self._data.first.inputs, self._scorer.backend)
+        return dataclasses.replace(candidate, milliseconds=found)
+
+    def _bytes_of(self, candidate: Candidate) -> bytes:
+        return self._workshop.build(candidate.recipe)
+
+    def _objective(self, candidate: Candidate | None) -> float:
+        return math.inf if candidate is None else self._scored[recipe_key(candidate.recipe)].objective
+
+    def _integer_best(self) -> Candidate:
+        """Returns the model without anything spent whose outputs are nearest to the float model's."""
+        integer = [one for one in self._candidates[1:] if not one.recipe.float_nodes and not one.recipe.int16_nodes]
+        return min(integer, key=self._objective)
+
+    def _cost(self, candidate: Candidate) -> tuple[Any, ...]:
+        """Returns what makes one candidate cheaper than another: size, then operators in float, then its error."""
+        plain = self._candidates[1].size
+        size = round(candidate.size / plain / _SAME_SIZE)
+        return max(size, round(1.0 / _SAME_SIZE)), candidate.float_operators, size, self._objective(candidate)
+
+    def _best(self) -> int:
+        """Returns the position of the candidate that would be handed back now."""
+        budgets = [clause for clause in self._target.budgets if clause.metric != "latency"]
+
+        def key(position: int) -> tuple[Any, ...]:
+            candidate = self._candidates[position]
+            if candidate.met and self._target.quality:
+                return (0, *self._cost(candidate))
+            within = self._is_met(candidate, budgets)
+            return (1 if within else 2, *self._shortfall(candidate), self._objective(candidate), *self._cost(candidate))
+
+        return min(range(1, len(self._candidates)), key=key)
+
+    def _shortfall(self, candidate: Candidate) -> tuple[float, ...]:
+        """Returns by how much a candidate misses each condition on quality, the main one first."""
+        missing = []
+        for clause in self._target.quality:
+            value, goal = _value(candidate, clause.metric), self._goals[str(clause)]
+            gap = (goal - value) if clause.at_least else (value - goal)
+            missing.append(math.inf if math.isnan(gap) else max(0.0, gap))
+        return tuple(missing)
+
+    # -- what is known --
+
+    def _left(self) -> float:
+        return min(self._target.seconds, _SECONDS if math.isinf(self._target.seconds) else math.inf) - (
+            time.monotonic() - self._begun
+        )
+
+    def _front(self) -> tuple[int, ...]:
+        """Returns the candidates that none beats in the main metric at the same size or a smaller one."""
+        sign = 1.0 if self._large_is_good(self._main) else -1.0
+        order = sorted(
+            range(1, len(self._candidates)),
+            key=lambda i: (self._candidates[i].size, -sign * _value(self._candidates[i], self._main), i),
+        )
+        front, best = [], -math.inf
+        for position in order:
+            value = sign * _value(self._candidates[position], self._main)
+            if value > best:
+                front.append(position)
+                best = value
+        return tuple(front)
+
+    def _outcome(self, stopped: str) -> Outcome:
+        from tflite_qdebug import __version__
+
+        names = [clause.metric for clause in self._target.quality]
+        metrics = tuple(dict.fromkeys([*names, *self._task.functions, self._main]))
+        return Outcome(
+            str(self._target),
+            metrics,
+            {clause.metric: self._goals[str(clause)] for clause in self._target.clauses if str(clause) in self._goals},
+            {name: self._large_is_good(name) for name in metrics},
+            tuple(self._candidates),
+            self._best(),
+            self._front(),
+            tuple(self._upper),
+            samples=self._scorer.samples,
+            stopped=stopped,
+            seconds=time.monotonic() - self._begun,
+            notes=tuple(dict.fromkeys([*self._notes, *self._workshop.notes])),
+            provenance={
+                "tflite_qdebug": __version__,
+                "float_model": self._float.origin,
+                "float_model_sha256": self._float.model.sha256,
+                "representative_dataset": self._workshop.calibrated().dataset,
+                "debug_dataset": self._data.opened(self._data.debug, "debug dataset").description,
+                "spend": self._options.spend,
+                **self._scorer.provenance,
+            },
+        )
+
+    def _report(self) -> None:
+        """Writes what is known, and tells it."""
+        outcome = self._outcome("running")
+        self._write(outcome)
+        self._updated(outcome)
+
+    def _write(self, outcome: Outcome) -> None:
+        if self._folder is None:
+            return
+        from tflite_qdebug.findings import save_part
+
+        best = outcome.candidates[outcome.best]
+        if best.sha256 != self._written:
+            write_atomically(self._folder / "fixed.tflite", self._bytes_of(best))
+            save_recipe(best.recipe, self._folder / "recipe.json")
+            self._written = best.sha256
+        save_part(self._folder.parent, "fix", outcome)
+        self._logbook.save()
+
+    def _timed(self, outcome: Outcome) -> Outcome:
+        """Adds the latency of what a reader would compare."""
+        shown = {0, 1, outcome.best, *outcome.front}
+        found = [self._with_latency(one) if i in shown else one for i, one in enumerate(outcome.candidates)]
+        self._candidates = found
+        return dataclasses.replace(outcome, candidates=tuple(found))
+
+    def _proved(self, outcome: Outcome, data: bytes) -> Outcome:
+        """Measures float, plain int8 and the best once on the evaluation samples."""
+        if self._data.evaluation is None:
+            return outcome
+        samples = self._data.opened(self._data.evaluation, "evaluation dataset")
+        scorer = Scorer(self._float.model, samples, self._task, self._scorer.backend, self._progress, "evaluation samples")
+        plain, best = outcome.candidates[1], outcome.candidates[outcome.best]
+        models = {"int8": self._bytes_of(plain), "fixed": data}
+        scored = scorer.measure(models)
+        floats = dataclasses.replace(outcome.candidates[0], metrics={**outcome.candidates[0].metrics, **scorer.float_metrics})
+        proof = [floats]
+        for one, name in ((plain, "int8"), (best, "fixed")):
+            measured = scored[name]
+            proof.append(dataclasses.replace(one, metrics=measured.metrics, differences=measured.differences))
+        met = self._is_met(proof[-1], [clause for clause in self._target.quality if clause.base != "int8"])
+        proof[-1] = dataclasses.replace(proof[-1], met=met)
+        return dataclasses.replace(outcome, proof=tuple(proof), proof_samples=scorer.samples)
+
+    def _note(self, words: str) -> None:
+        if words not in self._notes:
+            self._notes.append(words)
+
+
+def _value(candidate: Candidate, metric: str) -> float:
+    """Returns a metric or a cost of a candidate; NaN where it has none."""
+    costs = {"size": candidate.size, "latency": candidate.milliseconds, "float_operators": candidate.float_operators}
+    if metric in costs:
+        return float(costs[metric])
+    return candidate.metrics[metric].value if metric in candidate.metrics else math.nan
+
+
+def _meets(candidate: Candidate | None) -> bool:
+    return candidate is not None and candidate.met
+
+
+def _without(nodes: Sequence[str]) -> Callable[[Recipe], str]:
+    """Returns what names a candidate that has all but one of the nodes."""
+
+    def name(recipe: Recipe) -> str:
+        left = {*recipe.float_nodes, *recipe.int16_nodes}
+        missing = next((node for node in nodes if node not in left), "")
+        return f"{len(left)} nodes, without {missing}"
+
+    return name
+
+
+def _named(recipe: Recipe) -> str:
+    """Returns a recipe without what is spent, in words."""
+    words = [f"ranges by {recipe.ranges_by}" if recipe.ranges else "int8"]
+    words += ["equalized weights"] * recipe.equalized + ["per tensor"] * (not recipe.per_channel)
+    words += ["dense layers per tensor"] * (not recipe.per_channel_dense) + ["rounding"] * recipe.rounded
+    words += ["biases"] * recipe.biases_corrected + ["tuned ranges"] * bool(recipe.tuned)
+    return " + ".join(words)

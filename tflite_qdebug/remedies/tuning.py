@@ -1,0 +1,160 @@
+"""Ranges of activations tuned together: each is tried wider and narrower, and what lowers the error at the outputs is kept.
+
+A range that is best for its own tensor (least squares, a percentile) is not best for the model: what clips here may be what the
+next layer does not need, and errors of several layers add up or cancel. So the error at the outputs decides, on samples that
+no later comparison uses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any
+
+from tflite_qdebug.edit.rescaled import RangeSlot, Rescaler
+from tflite_qdebug.remedies.scoring import Scorer
+
+__all__ = ["Tuned", "tune_ranges"]
+
+Range = tuple[float, float]
+# The factor by which an end of a range is moved, in the first round and in later ones, and how often at most.
+_STEPS, _MOST_STEPS = (1.3, 1.12, 1.05), 5
+# A change counts where it lowers the objective by more than this part of it: less is noise of single roundings.
+_LEAST_GAIN = 1e-3
+# An end nearer to zero than this part of the other is left at its place: it has no steps of its own to win.
+_NEGLIGIBLE = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """What tuning found.
+
+    Attributes:
+        ranges: ``{tensor of the quantized model: (minimum, maximum)}`` of the slots that changed, by each one's first tensor.
+        objective: At the end, on the samples of the tuning.
+        before: At the beginning.
+        tried: How many models were measured.
+        finished: False where time ran out.
+    """
+
+    ranges: Mapping[int, Range]
+    objective: float
+    before: float
+    tried: int
+    finished: bool
+
+
+def tune_ranges(
+    rescaler: Rescaler,
+    scorer: Scorer,
+    order: Sequence[int],
+    *,
+    rounds: int = 2,
+    time_left: Callable[[], float] = lambda: math.inf,
+    memory: MutableMapping[str, Any] | None = None,
+    remember: Callable[[], None] = lambda: None,
+) -> Tuned:
+    """Tunes the ranges of slots one after another, by the error at the outputs.
+
+    Args:
+        rescaler: Of the quantized model, with the ranges to start from.
+        scorer: Of the samples to tune on, best those of the calibration: others are needed to see whether it holds.
+        order: Tensors of the quantized model, the most sensitive first: their slots are tuned in this order.
+        rounds: How often all are tried; each round moves the ends by less. It ends earlier where a round changes nothing.
+        time_left: Seconds that are left; it ends where they run out.
+        memory: What was decided so far, by round and slot; what is in it is not measured again.
+        remember: Called when something was added to it.
+
+    Raises:
+        QDebugError: One of its kinds, as `Scorer.measure` tells.
+    """
+    return _Tuner(rescaler, scorer, {} if memory is None else memory, remember, time_left).tune(order, rounds)
+
+
+class _Tuner:
+    def __init__(
+        self,
+        rescaler: Rescaler,
+        scorer: Scorer,
+        memory: MutableMapping[str, Any],
+        remember: Callable[[], None],
+        time_left: Callable[[], float],
+    ) -> None:
+        self._rescaler, self._scorer = rescaler, scorer
+        self._memory, self._remember, self._time_left = memory, remember, time_left
+        self._slots = {tensor: slot for slot in rescaler.slots for tensor in slot.tensors}
+        self._ranges: dict[int, Range] = {}
+        self._tried = 0
+
+    def tune(self, order: Sequence[int], rounds: int) -> Tuned:
+        slots = list(dict.fromkeys(self._slots[tensor] for tensor in order if tensor in self._slots))
+        slots = [slot for slot in slots if not slot.fixed]
+        if "before" not in self._memory:
+            self._memory["before"] = self._measured({"start": {}})["start"]
+        before = objective = self._memory["before"]
+        for number in range(rounds):
+            changed = False
+            for slot in slots:
+                key = f"{number}.{slot.tensors[0]}"
+                if key not in self._memory:
+                    if self._time_left() <= 0.0:
+                        return self._tuned(objective, before, False)
+                    self._memory[key] = self._best(slot, _STEPS[min(number, len(_STEPS) - 1)], objective)
+                    self._remember()
+                if self._memory[key] is not None:
+                    low, high, objective = self._memory[key]
+                    self._ranges[slot.tensors[0]] = (low, high)
+                    changed = True
+            if not changed and number:
+                break
+        return self._tuned(objective, before, True)
+
+    def _tuned(self, objective: float, before: float, finished: bool) -> Tuned:
+        return Tuned(dict(self._ranges), objective, before, self._tried, finished)
+
+    def _best(self, slot: RangeSlot, step: float, objective: float) -> list[float] | None:
+        """Returns the best range for a slot and the objective with it; None where the present one is the best.
+
+        Each end is moved in and out; what helps is followed as long as it does.
+        """
+        now = self._ranges.get(slot.tensors[0], (slot.minimum, slot.maximum))
+        best, least = now, objective * (1.0 - _LEAST_GAIN)
+        moves = _moves(now, step)
+        for _ in range(_MOST_STEPS):
+            choices = {f"{low:.9g} to {high:.9g}": (low, high) for low, high in (_moved(best, move) for move in moves)}
+            found = self._measured({name: {slot.tensors[0]: chosen} for name, chosen in choices.items()})
+            gains = {move: value for move, value in zip(moves, found.values(), strict=True) if value < objective}
+            if not found or min(found.values()) >= least:
+                break
+            name = min(found, key=found.__getitem__)
+            best, least = choices[name], found[name] * (1.0 - _LEAST_GAIN)
+            taken = moves[list(found).index(name)]
+            # Further the same way, and what else had helped besides.
+            moves = [taken, *(move for move in gains if move != taken and move != _opposite(taken))][:2]
+            objective = found[name]
+        return None if best == now else [*best, objective]
+
+    def _measured(self, changes: Mapping[str, Mapping[int, Range]]) -> dict[str, float]:
+        models = {name: self._rescaler.apply({**self._ranges, **change}) for name, change in changes.items()}
+        self._tried += len(models)
+        return {name: scored.objective for name, scored in self._scorer.measure(models).items()}
+
+
+def _moves(ends: Range, step: float) -> list[Range]:
+    """Returns the factors by which the ends are moved: each in and out, as far as it has steps of its own to win."""
+    low, high = ends
+    moves: list[Range] = []
+    if high > -_NEGLIGIBLE * low:
+        moves += [(1.0, 1.0 / step), (1.0, step)]
+    if -low > _NEGLIGIBLE * high:
+        moves += [(1.0 / step, 1.0), (step, 1.0)]
+    return moves
+
+
+def _moved(ends: Range, move: Range) -> Range:
+    return ends[0] * move[0], ends[1] * move[1]
+
+
+def _opposite(move: Range) -> Range:
+    return 1.0 / move[0], 1.0 / move[1]

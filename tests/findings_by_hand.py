@@ -5,9 +5,11 @@ from __future__ import annotations
 import types
 from typing import Any
 
+import made_outcome
 import numpy as np
 
 from tflite_qdebug.findings import (
+    Advice,
     Channels,
     Curve,
     Diagnosis,
@@ -166,6 +168,14 @@ def diagnosis(*nodes: str) -> Diagnosis:
     return Diagnosis("one layer is broken" if nodes else "nothing is wrong", not nodes, suspects, ("SQNR 20 dB",), ("a note",))
 
 
+def advice() -> tuple[Advice, ...]:
+    """Returns one with all fields, and one that was not estimated."""
+    return (
+        Advice("leave it float", "convert --denylisted-node last", 3.5, "dB SQNR", "measured", True, True, ("last",)),
+        Advice("search", "fix RUN"),
+    )
+
+
 def findings(**changes: Any) -> Findings:
     """Returns findings of every kind."""
     steps = output_errors(["0", "1", "2"], sizes=[0.3, 0.2, 0.1])
@@ -180,5 +190,8 @@ def findings(**changes: Any) -> Findings:
         "samples": samples(),
         "diagnosis": diagnosis(NODES[2]),
         "name": "made",
+        "advice": advice(),
+        "fix": made_outcome.small(),
+        "fixed": run((0.1, 0.1, 0.1, 0.1)),
     }
     return Findings(**{**complete, **changes})

@@ -90,7 +90,7 @@ def test_runall_writes_the_tree(finished: Path) -> None:
     names = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
     assert names == {
         *("run.json", "layers.csv", "study.json", "repeat.json", "float.tflite", "calibrated.tflite", "int8.tflite"),
-        *("graph.json", "evaluation.json", "samples.json", "samples.csv", "diagnosis.json", "report.html"),
+        *("graph.json", "evaluation.json", "samples.json", "samples.csv", "diagnosis.json", "advice.json", "report.html"),
         *(f"node_sensitivity/{mode}.{kind}" for mode in ("node", "weights", "activation") for kind in ("json", "csv")),
         *("accumulate_error/curves.json", "accumulate_error/curves.csv"),
         *("sensitivity_analysis/steps.json", "sensitivity_analysis/steps.csv"),

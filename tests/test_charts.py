@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import made_findings
+import made_outcome
 import numpy as np
 import pytest
 
@@ -46,6 +47,12 @@ def test_every_chart_has_a_title_and_axes_with_titles(findings: Findings) -> Non
         for axis in ("x", "y"):
             titles = [encoding[axis].get("title") for encoding in encodings if isinstance(encoding.get(axis), dict)]
             assert any(titles), (name, axis)
+
+
+def test_the_front_of_a_search_is_among_the_charts(findings: Findings) -> None:
+    fixed = dataclasses.replace(findings, fix=made_outcome.large())
+    names = {name for name, _ in charts.all_charts(fixed)} - {name for name, _ in charts.all_charts(findings)}
+    assert names == {"fix/front_size", "fix/front_latency"}
 
 
 def test_every_chart_is_valid(findings: Findings) -> None:

@@ -96,7 +96,7 @@ def test_run_writes_models_layers_and_the_run(tmp_path: Path, capsys: pytest.Cap
     printed = capsys.readouterr().out
     assert {path.name for path in folder.iterdir()} == {
         "float.tflite", "calibrated.tflite", "int8.tflite", "debug.tflite", "layers.csv", "run.json", "repeat.json",
-        "study.json",
+        "study.json", "advice.json",
     }  # fmt: skip
     run = Run.load(folder / "run.json")
     assert run.statistics.samples == 40

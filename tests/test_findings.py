@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import findings_by_hand as made
+import made_outcome
 import numpy as np
 import pytest
 
 from tflite_qdebug.errors import ModelError, OptionError, OutputError
 from tflite_qdebug.findings import MODES, PLACES, Findings, GraphNode, SampleError, save_part
+from tflite_qdebug.outcome import Recipe
 from tflite_qdebug.output_error import OutputErrors
 from tflite_qdebug.record import Run
 from tflite_qdebug.statistics import ErrorStatistics, Histogram
 
-PLAIN_PARTS = [part for part in PLACES if part != "sensitivity"]
+# The others: one file for each mode, and a run, which is saved as runs are.
+PLAIN_PARTS = [part for part in PLACES if part not in ("sensitivity", "fixed")]
 
 
 def save(findings: Findings, folder: Path) -> None:
@@ -27,6 +30,7 @@ def save(findings: Findings, folder: Path) -> None:
         save_part(folder, part, getattr(findings, part))
     for mode, value in findings.sensitivity.items():
         save_part(folder, "sensitivity", value, mode)
+    save_part(folder, "fixed", findings.fixed)
 
 
 def assert_equal(first: Any, second: Any, where: str = "findings") -> None:
@@ -91,7 +95,7 @@ def test_all_of_it_survives_and_can_be_saved_again(tmp_path: Path) -> None:
     assert_equal(dataclasses.replace(findings, name="first"), loaded)
     save(loaded, tmp_path / "second")
     files = sorted(path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*.json"))
-    assert len(files) == 1 + len(PLAIN_PARTS) + len(MODES)
+    assert len(files) == 2 + len(PLAIN_PARTS) + len(MODES)
     for file in files:
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
 
@@ -140,6 +144,28 @@ def test_a_run_alone_is_enough(tmp_path: Path) -> None:
     loaded = Findings.load(tmp_path)
     assert (loaded.graph, loaded.curves, loaded.profiles, loaded.sensitivity) == ((), (), (), {})
     assert (loaded.scores, loaded.steps, loaded.samples, loaded.diagnosis) == (None, None, None, None)
+    assert (loaded.advice, loaded.fix, loaded.fixed) == ((), None, None)
+
+
+def test_the_fixed_model_has_a_run_that_is_one_of_its_own(tmp_path: Path) -> None:
+    findings = made.findings()
+    findings.run.save(tmp_path / "run.json")
+    path = save_part(tmp_path, "fixed", findings.fixed)
+    assert path == tmp_path / "fix" / "run.json"
+    assert_equal(findings.fixed, Findings.load(tmp_path).fixed)
+    assert_equal(findings.fixed, Findings.load(tmp_path / "fix").run)  # so that the two can be compared
+    path.write_text("{}")
+    with pytest.raises(ModelError, match="expected a saved run"):
+        Findings.load(tmp_path)
+
+
+def test_names_in_an_outcome_may_be_any(tmp_path: Path) -> None:
+    """A metric or a tensor may be called as the words are that stand for NaN in the file."""
+    made.run().save(tmp_path / "run.json")
+    candidate = made_outcome.candidate("int8", "int8", 0.5, 10, metric="number", recipe=Recipe(ranges={"number": (0.0, 1.0)}))
+    outcome = dataclasses.replace(made_outcome.small(), candidates=(candidate,), best=0, front=(0,), proof=())
+    save_part(tmp_path, "fix", outcome)
+    assert_equal(outcome, Findings.load(tmp_path).fix)
 
 
 # -- wrong input -----------------------------------------------------------------------------------------------------------

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import made_findings
+import made_outcome
 import numpy as np
 import pytest
 
 from tflite_qdebug.errors import OutputError
-from tflite_qdebug.findings import Diagnosis, Findings
+from tflite_qdebug.findings import Advice, Diagnosis, Findings
 from tflite_qdebug.record import Run
 from tflite_qdebug.reports.glossary import GLOSSARY, figure
 from tflite_qdebug.reports.html import render_report, write_report
@@ -256,6 +257,105 @@ def test_its_size_stays_within_bounds(report: str) -> None:
     assert len(render_report(dataclasses.replace(network, profiles=tuple(profiles))).encode()) < 6e6
 
 
+# ---------------------------------------------------------------------------------------------------------------- remedies
+
+
+@pytest.fixture(scope="module")
+def fixed(findings: Findings) -> Findings:
+    """Findings with a search for remedies, which mended every third layer, and with advice."""
+    run = made_findings.renamed(made_findings.real_run(), {})
+    names = {place: layer.node for place, layer in enumerate(findings.run.layers)}
+    run = made_findings.renamed(run, names)
+    for statistics in (run.statistics, run.parts["own"]):
+        statistics.sums[::3, 2] *= 0.01
+        statistics.max_abs_error[::3] = statistics.max_inner_error[::3] = 0.0
+    advice = (
+        Advice(f"Leave {made_findings.EVIL} float.", "tflite-qdebug convert </script>", 7.25, "dB SQNR", "measured.", True),
+        Advice("Search.", "tflite-qdebug fix RUN", how="not estimated"),
+    )
+    return dataclasses.replace(findings, fix=made_outcome.small(), fixed=run, advice=advice)
+
+
+@pytest.fixture(scope="module")
+def fixed_report(fixed: Findings) -> str:
+    return render_report(fixed)
+
+
+def test_the_first_screen_says_what_the_remedies_reached(fixed_report: str) -> None:
+    words = "".join(text for tag, _, text in Reader(fixed_report).texts if tag not in ("script", "style"))
+    verdict = (
+        "Remedies bring the top-1 accuracy from 46.0 % to 78.6 % (float: 80.0 %) on 500 evaluation samples that the search "
+        "never saw. The target top_1 >= float - 1%, size <= int8 * 1.1 is met on the debug samples, and missed on the "
+        "evaluation samples."
+    )
+    assert verdict in words
+    assert words.index(verdict) < words.index("All layers")
+    assert "200 debug samples; flatters" in words
+    debug = render_report(Findings(made_findings.many(3).run, fix=made_outcome.large()))
+    assert "The target top_1 &gt;= float - 0.5% is not met on the debug samples." in debug
+    assert "On 200 debug samples; not proved" in debug
+
+
+def test_the_remedies_have_a_section_with_names_shown_as_they_are(fixed_report: str) -> None:
+    assert made_outcome.EVIL not in fixed_report  # as markup
+    reader = Reader(fixed_report)
+    texts = [text for tag, _, text in reader.texts if tag in ("td", "code", "p")]
+    assert any(made_outcome.EVIL[:20] in text for text in texts)
+    codes = "".join(text for tag, _, text in reader.texts if tag == "code")
+    assert f"denylisted_nodes=[\n    {made_outcome.EVIL!r},\n]" in codes
+    assert "tflite-qdebug convert </script>" in codes
+    assert not any(text.startswith("alert") for tag, _, text in reader.texts if tag == "script")
+    assert "a note on the search" in texts
+    provenance = fixed_report[fixed_report.index('id="made"') :]
+    assert "<h3>Remedies</h3>" in provenance
+    assert "snippets" not in provenance[: provenance.index('id="glossary"')]
+
+
+def test_numbers_of_remedies_have_hover_texts_with_units(fixed_report: str) -> None:
+    section = fixed_report[fixed_report.index('<section id="remedies"') : fixed_report.index('<section id="outputs"')]
+    cells = [attrs for tag, attrs in Reader(section).tags if tag == "td" and "number" in (attrs.get("class") or "")]
+    assert len(cells) > 100
+    for attrs in cells:
+        assert re.search(r".+: .+ \(.+\)\. .+\.", str(attrs.get("title"))), attrs
+    advice = fixed_report[fixed_report.index('<section id="advice"') : fixed_report.index('<section id="notes"')]
+    (gain,) = [attrs for tag, attrs in Reader(advice).tags if tag == "abbr"]
+    assert "dB SQNR" in str(gain["title"])
+
+
+def test_layers_before_and_after_are_those_of_the_runs(fixed: Findings, fixed_report: str) -> None:
+    assert fixed.fixed is not None
+    rows = re.findall(r"<tr>(?:(?!</tr>).)*?>(?:better|worse|same)</td></tr>", fixed_report, re.DOTALL)
+    assert len(rows) == len(fixed.run.layers)  # no more than the page shows
+    before, after = fixed.run.columns(), fixed.fixed.columns()
+    known = {
+        (round(float(old), 9), round(float(new), 9)) for old, new in zip(before["severity"], after["severity"], strict=True)
+    }
+    for row in rows:
+        values = [float(value) for value in re.findall(r'data-v="([^"]+)"', row)[:3]]
+        assert (round(values[0], 9), round(values[1], 9)) in known
+        assert values[2] == pytest.approx(values[1] - values[0])
+    assert sum("better" in row for row in rows) >= len(range(0, len(fixed.run.layers), 3)) - 2
+
+
+def test_a_fixed_model_with_other_layers_is_no_error(findings: Findings) -> None:
+    other = dataclasses.replace(findings, fix=made_outcome.small(), fixed=made_findings.many(5).run)
+    assert "cannot be compared layer by layer" in render_report(other)
+    bare = dataclasses.replace(findings, fix=dataclasses.replace(made_outcome.small(), provenance={}), fixed=None)
+    assert "Leave them float" in render_report(bare)
+
+
+def test_without_advice_it_says_how_to_get_it_or_that_none_is_needed(findings: Findings, report: str) -> None:
+    assert "It was not worked out. To make this part: tflite-qdebug diagnose" in report
+    sound = dataclasses.replace(findings, diagnosis=Diagnosis("Nothing is wrong.", True, ()))
+    assert "Nothing: the diagnosis finds nothing wrong." in render_report(sound)
+
+
+def test_a_long_search_keeps_the_report_small(findings: Findings) -> None:
+    network = made_findings.many(600)
+    found = dataclasses.replace(network, fix=made_outcome.large(300), fixed=network.run)
+    assert len(render_report(found).encode()) < 7e6
+
+
 # ------------------------------------------------------------------------------------------------------------ in a browser
 
 
@@ -404,6 +504,29 @@ def test_every_layer_has_a_page_and_its_numbers_hover_texts(browser: Any, file: 
     assert all(re.search(r".+: .+ \(.+\)\. .+\.", title) for title in titles)
     browser.back()
     waited(browser, "return !document.getElementById('report').hidden")
+
+
+def test_remedies_in_a_browser(browser: Any, fixed: Findings, tmp_path: Path) -> None:
+    opened(browser, write_report(fixed, tmp_path / "fixed.html").as_uri())
+    waited(browser, "return [...document.querySelectorAll('main .chart')].every(f => f.dataset.done)")
+    assert browser.execute_script("return document.querySelectorAll('#remedies .chart svg').length") == 2
+    table = "document.querySelectorAll('#remedies table.more')[0]"
+    browser.execute_script(f"{table}.querySelectorAll('th button')[4].click()")  # by accuracy, the best first
+    column = f"return [...{table}.tBodies[0].rows].map(r => r.cells[4].textContent)"
+    assert browser.execute_script(column) == ["82.0 %", "81.5 %", "47.0 %"]
+    browser.execute_script(f"{table}.querySelectorAll('th button')[4].click()")
+    assert browser.execute_script(column) == ["47.0 %", "81.5 %", "82.0 %"]
+    layers = "document.querySelectorAll('#remedies table.more')[1]"
+    browser.execute_script(f"{layers}.querySelectorAll('th button')[2].click()")
+    values = browser.execute_script(f"return [...{layers}.tBodies[0].rows].map(r => Number(r.cells[2].dataset.v))")
+    assert values == sorted(values, reverse=True)
+    size = {"width": 400, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 400
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert browser.get_log("browser") == []
 
 
 def test_a_narrow_window_does_not_scroll_sideways(browser: Any, file: str) -> None:

@@ -39,6 +39,7 @@ _EXPORTS = {
     "Study": "study",
     "accumulated_error": "analyses.cumulative_error",
     "annotate": "remedies.annotation",
+    "apply_recipe": "remedies.workshop",
     "compare_kernels": "analyses.kernel_comparison",
     "diagnose": "analyses.diagnosis",
     "evaluate": "analyses.evaluation",

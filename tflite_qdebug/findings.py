@@ -17,6 +17,7 @@ import numpy as np
 
 from tflite_qdebug.errors import ModelError, OptionError, did_you_mean
 from tflite_qdebug.files import write_atomically
+from tflite_qdebug.outcome import Candidate, Difference, Measured, Outcome, Recipe
 from tflite_qdebug.output_error import OutputErrors
 from tflite_qdebug.record import Run, decoded, encoded
 from tflite_qdebug.statistics import Histogram
@@ -24,6 +25,7 @@ from tflite_qdebug.statistics import Histogram
 __all__ = [
     "MODES",
     "PLACES",
+    "Advice",
     "Channels",
     "Curve",
     "Diagnosis",
@@ -53,6 +55,10 @@ PLACES = {
     "profiles": "data_distribution/profiles.json",
     "samples": "samples.json",
     "diagnosis": "diagnosis.json",
+    "advice": "advice.json",
+    "fix": "fix/fix.json",
+    # As any run: its folder can be compared with that of the run before, by ``diff``.
+    "fixed": "fix/run.json",
 }
 
 
@@ -441,7 +447,32 @@ class Diagnosis:
     notes: tuple[str, ...] = ()
 
 
-_CLASSES = {
+@dataclasses.dataclass(frozen=True)
+class Advice:
+    """One thing to try, and a quick estimate of what it brings.
+
+    Attributes:
+        words: What to try, one sentence.
+        command: To copy.
+        gain: What it brings, in ``unit``; NaN where that was not estimated.
+        unit: Of the gain: ``dB SQNR`` at the worst output, ``points of top_1``, or else the metric.
+        how: How the gain was estimated or measured, or why it was not.
+        measured: True where models were run for it.
+        at_most: True where it is a bound: what there would be if the remedy took away all of what it acts on.
+        nodes: Of the nodes to be left float; empty for what keeps all of them int8.
+    """
+
+    words: str
+    command: str
+    gain: float = float("nan")
+    unit: str = ""
+    how: str = ""
+    measured: bool = False
+    at_most: bool = False
+    nodes: tuple[str, ...] = ()
+
+
+_CLASSES: dict[str, Any] = {
     "graph": GraphNode,
     "scores": Scores,
     "sensitivity": Sensitivity,
@@ -450,9 +481,11 @@ _CLASSES = {
     "profiles": Profile,
     "samples": Samples,
     "diagnosis": Diagnosis,
+    "advice": Advice,
+    "fix": Outcome,
 }
 # Parts that are a tuple of their class.
-_SEVERAL = ("graph", "curves", "profiles")
+_SEVERAL = ("graph", "curves", "profiles", "advice")
 # Fields that hold another class, one or a tuple of them.
 _NESTED: dict[str, Any] = {
     "scores": Score,
@@ -463,7 +496,13 @@ _NESTED: dict[str, Any] = {
     "worst": SampleError,
     "flips": SampleError,
     "suspects": Suspect,
+    "candidates": Candidate,
+    "upper_bounds": Candidate,
+    "proof": Candidate,
+    "recipe": Recipe,
 }
+# Of a class, fields that are a mapping to another class.
+_MAPPED: dict[tuple[Any, str], Any] = {(Candidate, "metrics"): Measured, (Candidate, "differences"): Difference}
 
 
 def _plain(value: Any) -> Any:
@@ -501,6 +540,10 @@ def _field(kind: Any, name: str, value: Any) -> Any:
         return _restored(Histogram, value)
     if kind is Channels and name != "axis":
         return np.asarray(value, dtype=np.float64)
+    if (kind, name) in _MAPPED:
+        return {key: _restored(_MAPPED[kind, name], entry) for key, entry in value.items()}
+    if kind is Recipe and name in ("ranges", "tuned"):
+        return {key: _as_tuples(entry) for key, entry in value.items()}
     if name in _NESTED and value is not None:
         nested = _NESTED[name]
         return tuple(_restored(nested, entry) for entry in value) if isinstance(value, list) else _restored(nested, value)
@@ -513,7 +556,7 @@ def save_part(folder: str | os.PathLike[str], part: str, value: Any, mode: str =
     Args:
         folder: Of the run.
         part: A name in `PLACES`.
-        value: An instance of its class, or a tuple of them for ``graph``, ``curves`` and ``profiles``.
+        value: An instance of its class, or a tuple of them for ``graph``, ``curves``, ``profiles`` and ``advice``.
         mode: Of a sensitivity.
 
     Raises:
@@ -525,12 +568,17 @@ def save_part(folder: str | os.PathLike[str], part: str, value: Any, mode: str =
     if part == "sensitivity" and mode not in MODES:
         raise OptionError(f"got mode {mode!r}, expected one of {', '.join(MODES)}.{did_you_mean(mode, MODES)}")
     path = Path(folder) / PLACES[part].format(mode)
+    if part == "fixed":
+        value.save(path)
+        return path
     content = {"format": f"tflite_qdebug {part}", "format_version": FORMAT_VERSION, "content": _plain(value)}
     write_atomically(path, json.dumps(encoded(content), allow_nan=False, default=str).encode())
     return path
 
 
 def _load_part(path: Path, part: str) -> Any:
+    if part == "fixed":
+        return Run.load(path)
     try:
         fields = decoded(json.loads(path.read_bytes()))
         if fields.get("format") != f"tflite_qdebug {part}" or fields.get("format_version") != FORMAT_VERSION:
@@ -565,6 +613,9 @@ class Findings:
         samples: The worst of them; None where they were not looked for.
         diagnosis: None where it was not made.
         name: How a reader knows the run: its folder's name.
+        advice: What to try, what brings most first; empty where nothing is wrong, or it was not worked out.
+        fix: What a search for remedies found; None where none was made.
+        fixed: The error of each layer of the model that it found.
     """
 
     run: Run
@@ -577,6 +628,9 @@ class Findings:
     samples: Samples | None = None
     diagnosis: Diagnosis | None = None
     name: str = "run"
+    advice: tuple[Advice, ...] = ()
+    fix: Outcome | None = None
+    fixed: Run | None = None
 
     @classmethod
     def load(cls, place: str | os.PathLike[str]) -> Findings:

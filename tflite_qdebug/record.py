@@ -414,7 +414,7 @@ def encoded(value: Any) -> Any:
 def decoded(value: Any) -> Any:
     """Returns what `encoded` was given."""
     if isinstance(value, dict):
-        if len(value) == 1 and value.get("number") in _WORDS:
+        if len(value) == 1 and isinstance(value.get("number"), str) and value["number"] in _WORDS:
             return _WORDS[value["number"]]
         return {key: decoded(entry) for key, entry in value.items()}
     if isinstance(value, list):

@@ -7,7 +7,17 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["byte_size", "kilobytes", "number", "percent", "short_labels", "shortened", "signed"]
+__all__ = [
+    "byte_size",
+    "kilobytes",
+    "number",
+    "percent",
+    "points",
+    "probability",
+    "short_labels",
+    "shortened",
+    "signed",
+]
 
 
 def number(value: Any, digits: int = 4) -> str:
@@ -33,6 +43,16 @@ def signed(value: float, digits: int = 3) -> str:
 def percent(share: float, digits: int = 3) -> str:
     """Returns a share, 0..1, in %."""
     return f"{number(100.0 * share, digits)} %"
+
+
+def points(value: float) -> str:
+    """Returns percentage points with their sign; finer digits than a tenth, a sample in a thousand, are rarely real."""
+    return f"{value:+.1f}" if value == 0.0 or abs(value) >= 0.05 else signed(value, 2)
+
+
+def probability(value: float) -> str:
+    """Returns a probability, ``< 0.001`` where it is that."""
+    return "< 0.001" if value < 0.001 else number(value, 2)
 
 
 def byte_size(count: float) -> str:

@@ -7,20 +7,21 @@ import dataclasses
 import json
 import math
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tflite_qdebug import example
+from tflite_qdebug.analyses.diagnosis import advise
 from tflite_qdebug.analyses.evaluation import task_functions
 from tflite_qdebug.cli import runs
 from tflite_qdebug.cli.options import QUANTIZING, backend_of
-from tflite_qdebug.cli.output import Screen
+from tflite_qdebug.cli.output import Screen, terminal_width
 from tflite_qdebug.cli.verbs import progress
 from tflite_qdebug.errors import OptionError, did_you_mean
 from tflite_qdebug.findings import Findings, Profile
 from tflite_qdebug.output_error import METRICS
+from tflite_qdebug.reports.advice import advice_lines
 from tflite_qdebug.reports.charts import notable_nodes, save_charts, suspected_nodes
 from tflite_qdebug.reports.diagnosis import diagnosis_lines
 from tflite_qdebug.reports.glossary import MODES, label
@@ -280,19 +281,16 @@ def diagnose(arguments: argparse.Namespace, screen: Screen) -> None:
     study.run_with_parts()
     study.scores()
     found = study.diagnosis()
-    for line in diagnosis_lines(found, _width()):
+    for line in diagnosis_lines(found, terminal_width()):
         screen.say(line)
     screen.result(dataclasses.asdict(found))
-
-
-def _width() -> int:
-    return min(shutil.get_terminal_size((100, 24)).columns, 120)
 
 
 def report(arguments: argparse.Namespace, screen: Screen) -> None:
     """Writes the report."""
     findings = Findings.load(arguments.run)
     folder = Path(arguments.run) if Path(arguments.run).is_dir() else Path(arguments.run).parent
+    findings.advice = advise(findings, str(folder))  # analyses may have been made since it was kept
     path = write_report(findings, arguments.output or folder / "report.html")
     screen.say(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
     paths: Sequence[Path] = ()
@@ -329,11 +327,15 @@ def runall(arguments: argparse.Namespace, screen: Screen) -> None:
     paths = [] if arguments.no_charts else save_charts(findings, study.folder, nodes=_charted(findings))
     screen.say()
     assert findings.diagnosis is not None
-    for line in diagnosis_lines(findings.diagnosis, _width()):
+    for line in diagnosis_lines(findings.diagnosis, terminal_width()):
+        screen.say(line)
+    screen.say()
+    for line in advice_lines(findings.advice, terminal_width()):
         screen.say(line)
     screen.say(f"report: {report_path}" + (f"; {len(paths)} charts and tables beside it" if paths else ""))
     diagnosis = dataclasses.asdict(findings.diagnosis)
-    screen.result({"report": str(report_path), "diagnosis": diagnosis, "folder": str(study.folder)})
+    advice = [dataclasses.asdict(each) for each in findings.advice]
+    screen.result({"report": str(report_path), "diagnosis": diagnosis, "advice": advice, "folder": str(study.folder)})
 
 
 def _charted(findings: Findings) -> list[str]:

@@ -61,6 +61,15 @@ examples:
   tflite-qdebug compare-kernels int8.tflite --debug-data debug.npz --kernels builtin --against-delegate libdelegate.so \\
       --fail-on-difference 1
 """,
+    "fix": """\
+examples:
+  tflite-qdebug fix example --target 'agreement >= 99%' --output fixed
+  tflite-qdebug fix results --target 'accuracy >= float - 0.5%, time <= 10 min'
+  tflite-qdebug fix float.tflite --representative-data calibration.npz --debug-data debug.npz --evaluation-data test.npz \\
+      --target 'accuracy >= float - 1%, size <= int8 + 1%' --output fixed
+  tflite-qdebug fix model.keras --representative-data calibration.npz --debug-data debug.npz --target 'sqnr >= 20 dB' \\
+      --spend nothing --edgetpu --output fixed
+""",
     "sensitivity": """\
 examples:
   tflite-qdebug sensitivity results
@@ -246,6 +255,15 @@ def parser() -> argparse.ArgumentParser:
             *("--max-sqnr-loss", "--max-new-suspects", "--junit", "--summary"),
         ],
     )
+    add(
+        "fix",
+        "the cheapest change of a quantized model that reaches a target, and the proof",
+        [
+            *("model_or_run", "--target", "--representative-data", "--debug-data", "--evaluation-data", "--quantized-form"),
+            *("--metric", "--label-offset", "--spend", "--edgetpu", "--explore", "--limit", "--output", "--no-report"),
+            *RUNNING,
+        ],
+    )
     add("diff", "what has changed between two saved runs", ["old_run", "new_run", "--count", "--html", "--csv"])
     add("model-explorer", "a saved run as node data for Model Explorer", ["saved_run", "--output"])
     return top
@@ -286,7 +304,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     # Here, so that --help needs none of it.
-    from tflite_qdebug.cli import analyses, demo, diff, explorer, gate, kernels, qat, runs, verbs
+    from tflite_qdebug.cli import analyses, demo, diff, explorer, fix, gate, kernels, qat, runs, verbs
     from tflite_qdebug.cli.output import Screen
 
     verb = {
@@ -310,11 +328,11 @@ def _run(arguments: argparse.Namespace) -> int:
         "runall": analyses.runall,
         "report": analyses.report,
         "gate": gate.gate,
+        "fix": fix.fix_model,
         "diff": diff.diff_runs,
         "model-explorer": explorer.explorer,
     }[arguments.verb]
-    verb(arguments, Screen(arguments.json))
-    return 0
+    return verb(arguments, Screen(arguments.json)) or 0
 
 
 def _quieten() -> None:

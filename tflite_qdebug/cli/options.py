@@ -191,6 +191,26 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--seed": {"metavar": "N", "type": int, "default": 0, "help": "of the order of samples and of dropout (default: 0)"},
     "--annotation-only": {"action": "store_true", "help": "do not train, only print the annotation to train elsewhere"},
     "--evaluation-data": {"metavar": "DATA", "help": "samples with labels"},
+    "--quantized-form": {
+        "metavar": "MODEL.tflite",
+        "help": "begin with this quantized form of the model, made elsewhere, instead of making one",
+    },
+    "--target": {
+        "action": "append",
+        "metavar": "CONDITION",
+        "required": True,
+        "help": "what is to be reached, and what it may cost: 'accuracy >= float - 0.5%%', 'sqnr >= 20 dB', 'kl <= 0.05', "
+        "'size <= int8 + 1%%', 'latency <= 5 ms', 'time <= 10 min' (of the search); joined by commas, or repeated",
+    },
+    "--spend": {
+        "choices": ("float", "int16", "nothing"),
+        "default": "float",
+        "help": "what may be spent where integer operators alone do not reach the target: nodes left float, nodes in 16 bits, "
+        "or nothing, as integer accelerators need it (default: float)",
+    },
+    "--edgetpu": {"action": "store_true", "help": "also predict how many operators of each candidate map to the Edge TPU"},
+    "--explore": {"action": "store_true", "help": "go on where the target is met, to see the whole front"},
+    "--no-report": {"action": "store_true", "help": "do not measure before and after layer by layer, write no report"},
     "--limit": {"metavar": "N", "type": int, "help": "take the first N samples of each dataset"},
     "--kind": {
         "action": "append",

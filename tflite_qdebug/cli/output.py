@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +15,11 @@ from tflite_qdebug.errors import OutputError
 from tflite_qdebug.files import write_atomically
 from tflite_qdebug.record import encoded
 from tflite_qdebug.reports.tables import print_table
+
+
+def terminal_width() -> int:
+    """Returns how many characters of text stand in a line: as many as the terminal has, but no more than one likes to read."""
+    return min(shutil.get_terminal_size((100, 24)).columns, 120)
 
 
 class Screen:

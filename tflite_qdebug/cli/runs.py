@@ -9,17 +9,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tflite_qdebug import example
+from tflite_qdebug.analyses.diagnosis import advise
 from tflite_qdebug.analyses.layer_error import run_debug_model
 from tflite_qdebug.analyses.pairs import FEW, load_quantized_model, pair_errors
 from tflite_qdebug.cli.options import QUANTIZING, backend_of, pairs_of, quantize_options
-from tflite_qdebug.cli.output import Folder, Screen
+from tflite_qdebug.cli.output import Folder, Screen, terminal_width
 from tflite_qdebug.cli.verbs import calibrate, data, evaluated, load, named_models, plain, progress, show_run, write_run
 from tflite_qdebug.collect import LayerMetrics
 from tflite_qdebug.conversion import CALIBRATED_KINDS, KINDS, CalibratedModel, FloatModel, load_float_model
 from tflite_qdebug.datasets import open_dataset
 from tflite_qdebug.edit import DebugModel
 from tflite_qdebug.errors import OptionError, did_you_mean
+from tflite_qdebug.findings import Findings, save_part
 from tflite_qdebug.record import Run
+from tflite_qdebug.reports.advice import advice_lines
 from tflite_qdebug.reports.side_by_side import side_by_side, side_by_side_table, write_side_by_side
 from tflite_qdebug.statistics import ErrorStatistics
 from tflite_qdebug.study import Setup, lasting
@@ -122,7 +125,20 @@ def _write_setup(
         arguments.runtime,
         arguments.kernels,
         name if (name := next(iter(runs))) not in ("main", signature) else None,
+        _calibrated_by(arguments),
     ).save(folder.path)
+
+
+def _calibrated_by(arguments: argparse.Namespace) -> str | None:
+    """Returns the representative data, as long as nothing but it made the model: what else was asked for is not kept."""
+    if arguments.quantized is not None or (arguments.kind or ["int8"]) != ["int8"]:
+        return None
+    options = quantize_options(arguments)
+    if options["denylisted_nodes"] or options["denylisted_ops"] or arguments.per_tensor or arguments.dense_per_tensor:
+        return None
+    if arguments.input_type not in (None, "float32") or arguments.output_type not in (None, "float32"):
+        return None
+    return lasting(arguments.representative_data or ("example" if arguments.model == "example" else None))
 
 
 def _debug_run(
@@ -257,8 +273,19 @@ def _shown(arguments: argparse.Namespace, screen: Screen, folder: Folder, runs: 
             screen.say(f"--- {name}")
         show_run(screen, run, positions, criterion)
         first = name == next(iter(runs))
-        write_run(folder if first or folder.path is None else Folder(str(folder.path / as_file_name(name))), run)
-        results[name] = {"worst": positions, **run.to_dict(), "columns": plain(run.columns())}
+        place = folder if first or folder.path is None else Folder(str(folder.path / as_file_name(name)))
+        write_run(place, run)
+        advice = advise(Findings(run), "RUN" if place.path is None else str(place.path))
+        if place.path is not None:
+            save_part(place.path, "advice", advice)
+        for line in advice_lines(advice, terminal_width()):
+            screen.say(line)
+        results[name] = {
+            "worst": positions,
+            **run.to_dict(),
+            "columns": plain(run.columns()),
+            "advice": [vars(each) for each in advice],
+        }
     return next(iter(results.values())) if len(results) == 1 else {"runs": results}
 
 

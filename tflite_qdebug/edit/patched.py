@@ -105,7 +105,9 @@ def with_own_constants(model: Model, tensors: Collection[int]) -> bytes:
             if index not in wanted:
                 continue
             if index in seen:
-                replace_input(writer.main.operators[operator.index], position, _copied(writer, model, model.main.tensors[index]))
+                replace_input(
+                    writer.main.operators[operator.index], position, _copied(writer, model, model.main.tensors[index])
+                )
             elif holders[model.main.tensors[index].buffer] > 1:
                 writer.main.tensors[index].buffer = writer.add_values(model.constant(model.main.tensors[index]))
             seen.add(index)

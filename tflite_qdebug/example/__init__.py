@@ -46,6 +46,7 @@ __all__ = [
     "debug_dataset",
     "evaluation_dataset",
     "float_model",
+    "labelled_debug_dataset",
     "load_split",
     "representative_dataset",
 ]
@@ -102,9 +103,18 @@ def debug_dataset() -> Iterator[List[np.ndarray]]:
     return _inputs("debug")
 
 
+def labelled_debug_dataset() -> Iterator[Tuple[List[np.ndarray], int]]:
+    """Yields the debug samples with their labels: 150 pairs, as `evaluation_dataset`."""
+    return _pairs("debug")
+
+
 def evaluation_dataset() -> Iterator[Tuple[List[np.ndarray], int]]:
     """Yields 600 pairs: the model's inputs, a list of one float32 image (1, 8, 8, 1), and the label from 0 to 9."""
-    images, labels = load_split("evaluation")
+    return _pairs("evaluation")
+
+
+def _pairs(name: str) -> Iterator[Tuple[List[np.ndarray], int]]:
+    images, labels = load_split(name)
     for row in range(len(labels)):
         yield [images[row : row + 1]], int(labels[row])
 

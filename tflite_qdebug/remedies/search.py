@@ -1,9 +1,9 @@
 """Finds the cheapest change of a quantized model that reaches a target.
 
 First what costs nothing: other ranges, rounding, biases, all operators integer. Then what costs something: nodes left float (or
-in 16 bits), the most sensitive first, as many as it takes, and of these only the ones that are needed. Ranges, weights and
-biases are fitted to the representative dataset, candidates are compared on the debug dataset, and the winner is measured once on
-the evaluation dataset, which decides nothing.
+in 16 bits), the most sensitive first, as many as it takes, and of these only those that are needed. Ranges, weights and biases
+are fitted to the representative dataset, candidates are compared on the debug dataset, and the winner is measured once on the
+evaluation dataset, which decides nothing.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ _COUNTS = (1, 2, 3, 5, 8, 12, 16, 20, 25, 30, 40, 50, 65, 80, 100, 150, 250, 400
 _AT_ONCE = 16
 # Sizes that differ by less are as good as equal.
 _SAME_SIZE = 0.001
-_PERCENTILES = (0.99999, 0.9999, 0.999)
+# Of the values of a tensor, which share its range holds.
+_SHARES = (0.99999, 0.9999, 0.9998, 0.999, 0.998)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +67,14 @@ class Fixed:
     Attributes:
         outcome: All that was tried, and how far it got.
         data: The best ``.tflite``.
+        float_model: The float ``.tflite`` that it was made of.
+        int8_model: The quantized one before any remedy.
     """
 
     outcome: Outcome
     data: bytes
+    float_model: bytes
+    int8_model: bytes
 
     @property
     def recipe(self) -> Recipe:
@@ -319,7 +324,7 @@ class _Search:
         if stopped != "interrupted":
             outcome = self._proved(self._timed(outcome), data)
         self._write(outcome)
-        return Fixed(outcome, data)
+        return Fixed(outcome, data, self._float.data, self._workshop.build(Recipe()))
 
     def _plain(self) -> None:
         """Measures float and plain int8, and what the target means in numbers."""
@@ -372,10 +377,11 @@ class _Search:
 
     def _ranged(self) -> list[tuple[str, str, Recipe]]:
         chosen: dict[str, dict[str, tuple[float, float]]] = {}
-        for share in _PERCENTILES:
+        for share in _SHARES:
             chosen[f"percentile {100.0 * share:g} %"] = self._workshop.ranges("percentile", share)
-        for method in ("mse", "entropy", "minmax"):
-            chosen[method if method != "minmax" else "useful part of the ranges"] = self._workshop.ranges(method)
+        for method in ("mse", "entropy"):
+            chosen[method] = self._workshop.ranges(method)
+        chosen["what their readers need"] = self._workshop.ranges("minmax")
         return [
             (f"ranges by {name}", "ranges", Recipe(ranges=ranges, ranges_by=name)) for name, ranges in chosen.items() if ranges
         ]
@@ -387,8 +393,7 @@ class _Search:
             return []
         try:
             if self._workshop.can_equalize:
-                method = {"mse": "mse", "entropy": "entropy"}.get(recipe.ranges_by, "percentile" if recipe.ranges else "")
-                ranges = self._workshop.ranges(method, equalized=True) if method else {}
+                ranges = self._ranges_again(recipe)
                 changed = dataclasses.replace(recipe, equalized=True, ranges=ranges)
                 found.append((f"{_named(recipe)} + equalized weights", "equalization", changed))
         except ModelError as error:
@@ -397,6 +402,16 @@ class _Search:
             changed = dataclasses.replace(recipe, per_channel_dense=False)
             found.append((f"{_named(recipe)} + dense layers per tensor", "weights", changed))
         return found
+
+    def _ranges_again(self, recipe: Recipe) -> dict[str, tuple[float, float]]:
+        """Returns ranges chosen as a recipe's are, for the equalized model, whose values are others."""
+        if not recipe.ranges:
+            return {}
+        if recipe.ranges_by.startswith("percentile "):
+            share = float(recipe.ranges_by.split()[1]) / 100.0
+            return self._workshop.ranges("percentile", share, equalized=True)
+        method = recipe.ranges_by if recipe.ranges_by in ("mse", "entropy") else "minmax"
+        return self._workshop.ranges(method, equalized=True)
 
     def _fit(self) -> None:
         """Rounds weights and corrects biases, each and both."""

@@ -19,7 +19,7 @@ __all__ = ["Tuned", "tune_ranges"]
 
 Range = tuple[float, float]
 # The factor by which an end of a range is moved, in the first round and in later ones, and how often at most.
-_STEPS, _MOST_STEPS = (1.3, 1.12, 1.05), 5
+_STEPS, _MOST_STEPS = (1.3, 1.12, 1.05), 12
 # A change counts where it lowers the objective by more than this part of it: less is noise of single roundings.
 _LEAST_GAIN = 1e-3
 # An end nearer to zero than this part of the other is left at its place: it has no steps of its own to win.
@@ -130,8 +130,9 @@ class _Tuner:
             name = min(found, key=found.__getitem__)
             best, least = choices[name], found[name] * (1.0 - _LEAST_GAIN)
             taken = moves[list(found).index(name)]
-            # Further the same way, and what else had helped besides.
-            moves = [taken, *(move for move in gains if move != taken and move != _opposite(taken))][:2]
+            # Further the same way, the other end as it had helped, and both at once.
+            others = [move for move in gains if move not in (taken, _opposite(taken)) and 1.0 in move][:1]
+            moves = [taken, *others, *((taken[0] * move[0], taken[1] * move[1]) for move in others if 1.0 in taken)]
             objective = found[name]
         return None if best == now else [*best, objective]
 

@@ -233,7 +233,14 @@ class Workshop:
             data = base.mixed.build(lambda node: FLOAT if node.operator in left else NODE).data
             data = edit.store_weights_as_int8(Model(data)) if recipe.int8_weights else data
         if recipe.int16_nodes:
-            data = with_int16_nodes(self.calibrated(recipe.equalized), recipe.int16_nodes, quantized_model=data).data
+            data = with_int16_nodes(
+                self.calibrated(recipe.equalized),
+                recipe.int16_nodes,
+                quantized_model=data,
+                readers=True,
+                per_channel=recipe.per_channel,
+                per_channel_dense=recipe.per_channel_dense,
+            ).data
         if len(floats.main.outputs) != len(Model(data).main.outputs):
             raise ModelError(
                 "leaving nodes float has lost an output of the model: it has no counterpart in the quantized model"

@@ -14,6 +14,7 @@ from tflite_qdebug.files import write_atomically
 from tflite_qdebug.findings import Curve, Findings, Steps
 from tflite_qdebug.record import Run
 from tflite_qdebug.reports.drawing import FORMATS, checked_format, render
+from tflite_qdebug.reports.remedy_charts import front_charts
 from tflite_qdebug.reports.run_charts import (
     accumulated_error,
     layer_errors,
@@ -125,6 +126,9 @@ def _run_charts(findings: Findings) -> Iterator[tuple[str, Any]]:
             yield f"sensitivity_analysis/{_safe(metric)}", sensitivity_steps(findings.steps, metric)
     if findings.samples is not None and findings.samples.worst:
         yield "worst_samples", worst_samples(findings.samples)
+    if findings.fix is not None:
+        for cost, chart in front_charts(findings.fix):
+            yield f"fix/front_{cost}", chart
 
 
 def save_charts(

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from tflite_qdebug.wording import byte_size, number, percent
+from tflite_qdebug.wording import byte_size, number, percent, points, probability, signed
 
 __all__ = ["GLOSSARY", "MODES", "WHOLE", "Figure", "Term", "figure", "heading", "label", "task_term"]
 
@@ -20,7 +20,8 @@ class Term:
         unit: In words, short; never empty: a number without a unit says between which values it lies.
         what: What it is, one sentence.
         when_bad: When it is bad, one sentence.
-        kind: How it is written: ``number``; ``share`` (0..1, shown in %); ``bytes``; ``count``; ``index``.
+        kind: How it is written: ``number``; ``share`` (0..1, shown in %); ``change`` (a share with its sign); ``signed``;
+            ``points`` (signed, percentage points); ``probability``; ``bytes``; ``count``; ``index``.
         below: Bad below it; None where no bound holds for all models.
         above: Bad above it; the same.
         digits: Significant digits.
@@ -51,6 +52,14 @@ class Term:
             return "∞" if value > 0 else "−∞"
         if self.kind == "share":
             return percent(value, self.digits)
+        if self.kind == "change":
+            return f"{signed(100.0 * value, self.digits)} %".replace("-", "−")
+        if self.kind == "points":
+            return points(value).replace("-", "−")
+        if self.kind == "probability":
+            return probability(value)
+        if self.kind == "signed":
+            return signed(value, self.digits).replace("-", "−")
         if self.kind == "bytes":
             return byte_size(value)
         if self.kind in ("count", "index"):
@@ -61,7 +70,7 @@ class Term:
         """Returns the value and its unit."""
         text = self.text(value)
         unit = self.unit if self.suffix is None else self.suffix
-        return text if not unit or text == "–" or self.kind in ("share", "bytes") else f"{text} {unit}"
+        return text if not unit or text == "–" or self.kind in ("share", "change", "bytes") else f"{text} {unit}"
 
     def hover(self, value: float) -> str:
         """Returns what a reader sees who points at the value."""
@@ -371,6 +380,77 @@ GLOSSARY: dict[str, Term] = {
         "Above 16 the median channel has less than 16 of 256 steps where one scale serves all.",
         above=16.0,
     ),
+    # Remedies.
+    "interval_end": Term(
+        "interval",
+        "as the metric",
+        "Between the two ends the metric lies for 90 % of random choices of as many samples.",
+        "A wide interval says that the samples are too few to tell candidates apart.",
+        suffix="",
+    ),
+    "against_float": Term(
+        "less float",
+        "as the metric, accuracies in points",
+        "The metric less that of the float model, on the same samples.",
+        "Bad where the remedy loses more than was allowed.",
+        "signed",
+        suffix="",
+    ),
+    "p_value": Term(
+        "p",
+        "probability, 0 to 1",
+        "How probable a difference from float as large as this is by chance alone, by a paired test.",
+        "At most 0.05 says that the difference is real; more says that these samples cannot tell.",
+        "probability",
+        suffix="",
+    ),
+    "size_change": Term(
+        "size vs int8",
+        "% of plain int8",
+        "Size of the file against the plain int8 model's.",
+        "What the remedy costs; 0 costs nothing.",
+        "change",
+    ),
+    "float_operators": Term(
+        "float operators",
+        "operators",
+        "Operators that compute in float.",
+        "Each is slower than in int8, and none runs on an integer accelerator.",
+        "count",
+        suffix="",
+    ),
+    "islands": Term(
+        "islands",
+        "groups",
+        "Groups of float operators that hang together.",
+        "Each costs a way out of integers and back.",
+        "count",
+        suffix="",
+    ),
+    "edgetpu_share": Term(
+        "on Edge TPU",
+        "% of operators",
+        "Share of the operators that map to the Edge TPU, predicted.",
+        "What does not map runs on the CPU, with all that comes behind it.",
+        "share",
+    ),
+    "candidates": Term(
+        "candidates",
+        "models",
+        "How many models the search made and measured.",
+        "Many of them make the best figure on the debug samples flatter.",
+        "count",
+        suffix="",
+    ),
+    "gain": Term(
+        "expected gain",
+        "as stated",
+        "What a remedy is expected to bring, by a quick estimate or a measurement.",
+        "Gains of several remedies do not add up; an estimate is no measurement.",
+        "signed",
+        digits=2,
+        suffix="",
+    ),
     # The graph.
     "macs": Term(
         "multiplications",
@@ -408,6 +488,13 @@ GLOSSARY: dict[str, Term] = {
         "% of samples",
         "Share of the samples whose class is among the first five.",
         "A loss of more than one point is bad.",
+        "share",
+    ),
+    "agreement": Term(
+        "agreement",
+        "% of rows",
+        "Share of rows whose greatest value stayed where the float model has it; it needs no labels.",
+        "Below 99 % is bad.",
         "share",
     ),
     "points": Term("loss", "percentage points", "Float less quantized.", "Above 1 point is bad.", above=1.0, suffix="points"),

@@ -144,7 +144,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str
 
 
 # Names may take several lines; of the other columns the first of these go where a window is too narrow.
-_WRAPPED = ("node", "model", "file", "output")
+_WRAPPED = ("node", "model", "file", "output", "candidate")
 _NARROWEST = 20
 _DISPENSABLE = (
     "worst",
@@ -161,6 +161,11 @@ _DISPENSABLE = (
     "accumulated",
     "error A",
     "error B",
+    "its interval",
+    "interval there",
+    "interval",
+    "islands",
+    "p",
 )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tflite_qdebug.analyses.cumulative_error import accumulated_error
-from tflite_qdebug.analyses.diagnosis import diagnose
+from tflite_qdebug.analyses.diagnosis import advise, diagnose
 from tflite_qdebug.analyses.evaluation import evaluate, task_functions
 from tflite_qdebug.analyses.graph import describe_graph
 from tflite_qdebug.analyses.mixed_pair import check_metric
@@ -466,10 +466,12 @@ class Study:
         return self.findings.samples
 
     def diagnosis(self) -> Diagnosis:
-        """Returns what is wrong, from all that is known."""
+        """Returns what is wrong, from all that is known; what to try is among the findings then."""
         self.graph()
         self.findings.diagnosis = diagnose(self.findings)
         self._keep("diagnosis", self.findings.diagnosis)
+        self.findings.advice = advise(self.findings, str(self.folder))
+        self._keep("advice", self.findings.advice)
         return self.findings.diagnosis
 
     def all(

@@ -18,7 +18,11 @@ __all__ = ["SETUP", "Setup", "lasting", "named_data", "with_defaults"]
 #: The file that tells what a run was made of.
 SETUP = "study.json"
 _FORMAT = "tflite_qdebug study"
-_EXAMPLE = {"debug": example.debug_dataset, "evaluation": example.evaluation_dataset}
+_EXAMPLE = {
+    "representative": example.representative_dataset,
+    "debug": example.debug_dataset,
+    "evaluation": example.evaluation_dataset,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Setup:
         runtime: The package that ran the models, as it was asked for.
         kernels: The kernels, as they were asked for.
         inside: The loop, branch or composite that the run is of, where the model itself is float throughout.
+        representative_data: What calibrated the quantized model, as the command line takes it; None where that was not said.
     """
 
     float_model: str | None
@@ -50,6 +55,7 @@ class Setup:
     runtime: str = "auto"
     kernels: str = "auto"
     inside: str | None = None
+    representative_data: str | None = None
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes it into the folder of a run.

@@ -11,10 +11,10 @@ from tflite_qdebug.analyses.diagnosis.evidence import LayerEvidence, bulk, outli
 from tflite_qdebug.analyses.diagnosis.thresholds import T
 from tflite_qdebug.findings import Profile
 
-__all__ = ["dead_layer", "negative_tail", "range_too_narrow", "range_too_wide", "rare_value"]
+__all__ = ["FIXED_RANGE", "dead_layer", "negative_tail", "range_too_narrow", "range_too_wide", "rare_value"]
 
-# Their range is fixed by their formula, and the quantizer has no choice.
-_FIXED_RANGE = ("SOFTMAX", "LOGISTIC", "TANH", "LOG_SOFTMAX", "L2_NORMALIZATION")
+#: Their range is fixed by their formula, and the quantizer has no choice.
+FIXED_RANGE = ("SOFTMAX", "LOGISTIC", "TANH", "LOG_SOFTMAX", "L2_NORMALIZATION")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _Range:
 def _range(entry: LayerEvidence) -> _Range | None:
     """Returns the range of a layer's output where it is the layer's own affair: neither fixed nor another layer's."""
     op_name = entry.layer.op_name
-    if not entry.step > 0 or op_name in _FIXED_RANGE or (entry.moves_values and entry.operator is None) or entry.joined_by >= 0:
+    if not entry.step > 0 or op_name in FIXED_RANGE or (entry.moves_values and entry.operator is None) or entry.joined_by >= 0:
         return None
     if entry.moves_values and entry.sources:
         return None

@@ -7,7 +7,21 @@ from typing import Any
 
 from tflite_qdebug.reports.glossary import Figure, Term
 
-__all__ = ["Cause", "Chart", "Column", "Culprit", "Link", "Page", "Report", "Row", "Section", "Table", "Tile"]
+__all__ = [
+    "Cause",
+    "Chart",
+    "Column",
+    "Culprit",
+    "FixVerdict",
+    "Link",
+    "Page",
+    "Report",
+    "Row",
+    "Section",
+    "Table",
+    "Tile",
+    "Trial",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +88,12 @@ class Culprit:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of figures: ``header`` holds terms, ``rows`` hold links, figures and texts."""
+    """A table of figures: ``header`` holds terms, ``rows`` hold links, figures and texts; some can be sorted by the reader."""
 
     header: tuple[Term, ...]
     rows: tuple[tuple[Any, ...], ...]
     caption: str = ""
+    sortable: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,18 +125,52 @@ class Page:
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """A number of the first screen: the quantized model's, where it applies with the float model's beside it."""
+    """A number of the first screen: the quantized model's, where it applies with the float model's before it.
+
+    Attributes:
+        title: What it is.
+        float_figure: The one before; None where there is one number alone.
+        figure: The one that counts.
+        words: More about it.
+        bad: Whether it is.
+        labels: What the two numbers are of.
+    """
 
     title: str
     float_figure: Figure | None
     figure: Figure
     words: str = ""
     bad: bool = False
+    labels: tuple[str, str] = ("float", "quantized")
+
+
+@dataclasses.dataclass(frozen=True)
+class FixVerdict:
+    """What came of a search for remedies, for the first screen: its tone is that of `Report`."""
+
+    tone: str
+    words: str
+    evidence: tuple[str, ...]
+    tiles: tuple[Tile, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One thing to try: the sentence, what it is expected to bring, how that is known, and the command."""
+
+    words: str
+    gain: Figure | None
+    at_most: bool
+    how: str
+    line: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A section behind the table: an analysis's charts and tables, or in ``missing`` why there are none."""
+    """A section behind the table: an analysis's charts and tables, or in ``missing`` why there are none.
+
+    ``paragraphs`` are its first words, ``lines`` what there is to be copied, ``(title, text)``, ``trials`` what to try.
+    """
 
     anchor: str
     title: str
@@ -130,6 +179,9 @@ class Section:
     tables: tuple[Table, ...] = ()
     notes: tuple[str, ...] = ()
     missing: str = ""
+    paragraphs: tuple[str, ...] = ()
+    lines: tuple[tuple[str, str], ...] = ()
+    trials: tuple[Trial, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +228,7 @@ class Report:
         notes: What the reader must know.
         provenance: How each part was made, ``(title, ((name, value), ...))``.
         glossary: All terms by their keys.
+        fix: What came of a search for remedies; None where none was made.
     """
 
     title: str
@@ -199,3 +252,4 @@ class Report:
     notes: tuple[str, ...]
     provenance: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
     glossary: tuple[tuple[str, Term], ...]
+    fix: FixVerdict | None = None

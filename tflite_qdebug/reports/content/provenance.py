@@ -26,6 +26,9 @@ def provenance(findings: Findings) -> Iterator[tuple[str, tuple[tuple[str, str],
         yield "Leaving nodes float", tuple(_flat(findings.steps.provenance))
     if findings.samples is not None and findings.samples.provenance:
         yield "Samples", tuple(_flat(findings.samples.provenance))
+    if findings.fix is not None:
+        # What is to be copied stands where it can be.
+        yield "Remedies", tuple(_flat({key: value for key, value in findings.fix.provenance.items() if key != "snippets"}))
     if findings.scores is not None:
         yield "Task metric", (("data", findings.scores.dataset), ("samples", str(findings.scores.samples)))
 

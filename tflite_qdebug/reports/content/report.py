@@ -10,6 +10,7 @@ from tflite_qdebug.reports.content import overview
 from tflite_qdebug.reports.content.layers import layer_page, table_columns, table_rows
 from tflite_qdebug.reports.content.parts import Culprit, Report
 from tflite_qdebug.reports.content.provenance import provenance
+from tflite_qdebug.reports.content.remedies import fix_verdict
 from tflite_qdebug.reports.content.sections import sections
 from tflite_qdebug.reports.content.view import View, denylist_line, drawn, missing
 from tflite_qdebug.reports.glossary import GLOSSARY
@@ -53,6 +54,7 @@ def describe(findings: Findings, pages: int = 20) -> Report:
         notes=tuple(_notes(findings)),
         provenance=tuple(provenance(findings)),
         glossary=tuple(GLOSSARY.items()),
+        fix=fix_verdict(findings),
     )
 
 

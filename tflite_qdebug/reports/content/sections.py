@@ -9,6 +9,7 @@ from typing import Any
 from tflite_qdebug.findings import SampleError, Sensitivity, Steps
 from tflite_qdebug.reports.charts import known_curves, mean_width, steps_metrics
 from tflite_qdebug.reports.content.parts import Section, Table
+from tflite_qdebug.reports.content.remedies import advice_section, fix_section
 from tflite_qdebug.reports.content.view import View, drawn, figure_of, missing, sensitivity_term
 from tflite_qdebug.reports.glossary import GLOSSARY, MODES, WHOLE, Term, figure, task_term
 from tflite_qdebug.reports.run_charts import accumulated_error, sensitivity_bars, sensitivity_steps, worst_samples
@@ -22,11 +23,14 @@ _SHOWN = 20
 
 def sections(view: View) -> Iterator[Section]:
     """Yields all of them."""
+    if view.findings.fix is not None:
+        yield fix_section(view, view.findings.fix)
     yield _outputs(view)
     yield _sensitivity(view)
     yield _steps(view)
     yield _curves(view)
     yield _samples(view)
+    yield advice_section(view)
 
 
 def _text(name: str) -> Term:

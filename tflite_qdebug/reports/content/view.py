@@ -35,6 +35,7 @@ COMMANDS = {
     "steps": "tflite-qdebug sensitivity-analysis",
     "profiles": "tflite-qdebug distribution",
     "samples": "tflite-qdebug samples",
+    "advice": "tflite-qdebug diagnose",
 }
 # What a drawing needs below and above it, in pixels: axis, title, legend.
 _AROUND = 110

@@ -89,6 +89,12 @@
     if (link && !event.target.closest("a") && !String(getSelection())) location.hash = link.hash;
   });
 
+  // Other tables that are sorted.
+  for (const other of document.querySelectorAll("table.more")) {
+    const entries = [...other.tBodies[0].rows].map((row) => ({ row }));
+    sortable(other, entries, (entry, column) => entry.row.cells[column].textContent.trim(), say);
+  }
+
   // Pages of layers.
   const main = document.getElementById("report");
   const pages = document.getElementById("pages");

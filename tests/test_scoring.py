@@ -21,7 +21,7 @@ from tflite_qdebug.edit import Patch, expose
 from tflite_qdebug.errors import DatasetError, MetricError, ModelError
 from tflite_qdebug.interpreter import Interpreter
 from tflite_qdebug.model import Model
-from tflite_qdebug.remedies.scoring import Scored, Scorer, decision_tensors, latency, sign_test
+from tflite_qdebug.remedies.scoring import VALUES, Scored, Scorer, decision_tensors, latency, sign_test
 
 BUILTIN = Backend(kernels="builtin", workers=1, isolate=False)
 COUNT = 24
@@ -47,8 +47,8 @@ def scorer_of(
 
 def logits_of(data: bytes, image: np.ndarray) -> np.ndarray:
     model = Model(data)
-    ((tensor, is_logits),) = decision_tensors(model)
-    assert is_logits
+    ((tensor, kind),) = decision_tensors(model)
+    assert kind == "classes"
     interpreter = Interpreter(expose(model, [tensor]), kernels="builtin")
     interpreter.invoke([image])
     values, scale = interpreter.read(tensor), model.main.tensors[tensor].quantization
@@ -63,22 +63,20 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def test_by_hand(floats: FloatModel, int8: bytes) -> None:
     found = scorer_of(floats).measure({"int8": int8})["int8"]
     images, labels = example.load_split("debug")
-    divergences, same, right, float_right = [], [], [], []
+    divergences, same, right, float_right, lost = [], [], [], [], []
     for image, label in zip(images[:COUNT], labels[:COUNT], strict=True):
         p, q = (softmax(logits_of(data, image[None])) for data in (floats.data, int8))
-        # What is not below a ten millionth: smaller probabilities count as that.
-        a, b = (
-            np.maximum(p.astype(np.float32), 1e-7).astype(np.float64),
-            np.maximum(q.astype(np.float32), 1e-7).astype(np.float64),
-        )
-        divergences.append(float((a * np.log(a / b)).sum()))
+        middle = (p + q) / 2
+        divergences.append(sum(0.5 * float(np.sum(one * np.log(one / middle))) for one in (p, q)))
+        lost.append(p.max() - p.reshape(-1)[q.argmax()])
         interpreter = Interpreter(int8, kernels="builtin")
         interpreter.invoke([image[None]])
         quantized = int(interpreter.read_outputs(dequantized=True)[0].argmax())
         same.append(quantized == p.argmax())
         right.append(quantized == label)
         float_right.append(p.argmax() == label)
-    assert found.objective == pytest.approx(np.mean(divergences), rel=1e-5)
+    assert found.objective == pytest.approx(np.mean(divergences), rel=1e-9)
+    assert found.metrics["expected_loss"].value == pytest.approx(np.mean(lost), rel=1e-9)
     assert found.metrics["agreement"].value == pytest.approx(np.mean(same))
     assert found.metrics["top_1"].value == pytest.approx(np.mean(right))
     assert found.differences["top_1"].value == pytest.approx(np.mean(right) - np.mean(float_right))
@@ -138,7 +136,7 @@ def test_chance_of_beating() -> None:
 
 def test_without_probabilities_it_is_the_relative_squared_error() -> None:
     floats = models.float_model("two_by_two")
-    assert not any(is_logits for _, is_logits in decision_tensors(floats.model))
+    assert {kind for _, kind in decision_tensors(floats.model)} == {VALUES}
     quantized = models.calibrated("two_by_two").quantize("int8").data
     dataset = open_dataset(models.dataset("two_by_two", 5), floats.model.input_specs(), "debug dataset")
     found = Scorer(floats.model, RealValued(dataset, []), Task({}, 0), BUILTIN, False).measure({"int8": quantized})["int8"]

@@ -19,14 +19,15 @@ from tflite_qdebug.errors import DatasetError, InterpreterError, ModelError
 from tflite_qdebug.interpreter import Interpreter
 from tflite_qdebug.model import Model
 from tflite_qdebug.outcome import Difference, Measured
-from tflite_qdebug.output_error import OutputErrors, Reference, metric_of_sums, softmax
+from tflite_qdebug.output_error import REPLICATES, OutputErrors, Reference, softmax
 from tflite_qdebug.progress import track
 from tflite_qdebug.quantization import QuantizationParameters
 
 __all__ = ["Scored", "Scorer", "decision_tensors", "latency"]
 
 # Operators whose 8-bit output says less than their input: what is compared is the input.
-_DECISIONS = ("SOFTMAX", "LOGISTIC", "LOG_SOFTMAX")
+_DECISIONS = {"SOFTMAX": "classes", "LOG_SOFTMAX": "classes", "LOGISTIC": "yes or no"}
+VALUES = "values"
 _TIMED_SECONDS, _TIMED_RUNS = 0.5, 50
 _CONFIDENCE = 0.9
 
@@ -36,10 +37,12 @@ class Scored:
     """One model, measured.
 
     Attributes:
-        objective: What the search lowers: over all outputs the mean of the KL divergence (classes) or of the squared error
-            over the squared float values; infinite where an output is NaN.
+        objective: What the search lowers: the mean over all outputs of the Jensen-Shannon divergence (of classes, in nats; some
+            samples that are all wrong do not outweigh it) or of the squared error over the squared float values; infinite where
+            an output is NaN.
         objectives: The same over random choices of the samples, ``(choices,)``.
-        metrics: Of `output_error.METRICS` at the worst output, ``agreement``, and the task metrics, with intervals.
+        metrics: Of `output_error.METRICS` at the worst output, ``agreement``, the task metrics, and ``expected_loss`` where
+            classes are told apart, with intervals.
         differences: Of the task metrics, against the float model.
         notes: What the reader must know.
     """
@@ -56,11 +59,11 @@ class Scored:
         return float(np.mean(self.objectives[finite] < other.objectives[finite])) if finite.any() else 0.0
 
 
-def decision_tensors(model: Model) -> list[tuple[int, bool]]:
-    """Returns where a model's outputs are compared: ``(tensor, True for logits)``, in output order.
+def decision_tensors(model: Model) -> list[tuple[int, str]]:
+    """Returns where a model's outputs are compared: ``(tensor, what it is)``, in output order.
 
     Behind a final SOFTMAX or LOGISTIC 8 bits are steps of 1/256, which drown what candidates differ in; so its input is
-    compared, as the probabilities that it stands for.
+    compared, as the probabilities that it stands for: ``classes`` or ``yes or no``. All else are ``values``.
     """
     producers = model.main.producers
     found = []
@@ -70,9 +73,9 @@ def decision_tensors(model: Model) -> list[tuple[int, bool]]:
             index = producers[index].inputs[0]
         producer = producers.get(index)
         if producer is not None and producer.name in _DECISIONS and producer.inputs[0] in producers:
-            found.append((producer.inputs[0], True))
+            found.append((producer.inputs[0], _DECISIONS[producer.name]))
         else:
-            found.append((output, False))
+            found.append((output, VALUES))
     return found
 
 
@@ -123,9 +126,9 @@ class Scorer:
             return {}
         exposed = {name: _Exposed.of(Model(data), len(self._float.main.outputs)) for name, data in models.items()}
         reference = _Exposed.of(self._float, len(self._float.main.outputs))
-        by_logits = all(one.has_decisions for one in exposed.values()) and reference.has_decisions
+        alike = all(one.kinds == reference.kinds for one in exposed.values())
         workers = self.backend.pool(
-            lambda: _Worker(reference, list(exposed.values()), by_logits, self._task, self.backend),
+            lambda: _Worker(reference, list(exposed.values()), alike, self._task, self.backend),
             f"measuring models on the {self._what}",
             finish=_Worker.described,
             own_functions=self._task.own,
@@ -161,18 +164,18 @@ class _Exposed:
     Attributes:
         data: The file.
         outputs: The model's own outputs.
-        decisions: ``(tensor, True for logits)`` for each of them.
+        decisions: As `decision_tensors` tells.
         scales: ``{tensor: how its integers are read}``.
     """
 
     data: bytes
     outputs: tuple[int, ...]
-    decisions: tuple[tuple[int, bool], ...]
+    decisions: tuple[tuple[int, str], ...]
     scales: Mapping[int, QuantizationParameters]
 
     @property
-    def has_decisions(self) -> bool:
-        return any(is_logits for _, is_logits in self.decisions)
+    def kinds(self) -> list[str]:
+        return [kind for _, kind in self.decisions]
 
     @classmethod
     def of(cls, model: Model, outputs: int) -> _Exposed:
@@ -181,7 +184,7 @@ class _Exposed:
         # Behind its own a model may have outputs that were exposed already.
         own = model.main.outputs[:outputs]
         decisions = tuple(decision_tensors(model)[:outputs])
-        further = [index for index, is_logits in decisions if is_logits and index not in model.main.outputs]
+        further = [index for index, kind in decisions if kind != VALUES and index not in model.main.outputs]
         tensors = [model.main.tensors[index] for index in (*own, *(index for index, _ in decisions))]
         scales = {tensor.index: tensor.quantization for tensor in tensors if tensor.is_quantized and tensor.quantization}
         return cls(expose(model, further) if further else model.data, own, decisions, scales)
@@ -195,8 +198,8 @@ class _Exposed:
 class _Worker:
     """Interpreters of the float model and of the candidates."""
 
-    def __init__(self, reference: _Exposed, models: list[_Exposed], by_logits: bool, task: Task, backend: Backend) -> None:
-        self._exposed, self._by_logits, self._task = [reference, *models], by_logits, task
+    def __init__(self, reference: _Exposed, models: list[_Exposed], alike: bool, task: Task, backend: Backend) -> None:
+        self._exposed, self._alike, self._task = [reference, *models], alike, task
         self._interpreters: list[Interpreter] = [backend.open(one.data) for one in self._exposed]
         self._stateful = any(tensor.is_variable for tensor in Model(reference.data).main.tensors)
 
@@ -206,25 +209,67 @@ class _Worker:
     def measure(self, sample: Any) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
         """Returns the sample's index, what it adds at outputs and at decisions, and the task metrics, the float model first."""
         references: list[Reference] = []
-        deciding: list[Reference] = []
+        deciding: list[_Decision] = []
         rows, decided, task = [], [], []
         for interpreter, exposed in zip(self._interpreters, self._exposed, strict=True):
             if self._stateful:
                 interpreter.reset_variables()
             interpreter.invoke(sample.inputs)
             outputs = [exposed.read(interpreter, index) for index in exposed.outputs]
-            decisions = [
-                softmax(exposed.read(interpreter, index)).astype(np.float32)
-                if is_logits and self._by_logits
-                else outputs[position]
-                for position, (index, is_logits) in enumerate(exposed.decisions)
-            ]
+            # Where one of the models ends otherwise than the float model does, all are compared at their outputs.
+            decisions = [exposed.read(interpreter, index) for index, _ in exposed.decisions] if self._alike else outputs
             if not references:
-                references, deciding = [Reference(values) for values in outputs], [Reference(values) for values in decisions]
+                references = [Reference(values) for values in outputs]
+                kinds = exposed.kinds if self._alike else [VALUES] * len(outputs)
+                deciding = [_Decision(values, kind) for values, kind in zip(decisions, kinds, strict=True)]
             rows.append([reference.measure(values) for reference, values in zip(references, outputs, strict=True)])
-            decided.append([reference.measure(values) for reference, values in zip(deciding, decisions, strict=True)])
+            decided.append([decision.measure(values) for decision, values in zip(deciding, decisions, strict=True)])
             task.append(self._task.values(outputs, sample))
         return sample.index, np.array(rows), np.array(decided), np.array(task, dtype=np.float64).reshape(len(rows), -1)
+
+
+class _Decision:
+    """What the float model gave where its output is decided."""
+
+    def __init__(self, values: np.ndarray, kind: str) -> None:
+        self._kind, self._values = kind, values.astype(np.float64)
+        self._probabilities = self._read(values)
+        self._own: np.ndarray | None = None
+        if kind == "classes":
+            flat = self._probabilities.reshape(-1, self._probabilities.shape[-1])
+            self._flat, self._own = flat, flat.max(axis=-1)
+
+    def _read(self, values: np.ndarray) -> np.ndarray:
+        """Returns the probabilities that logits stand for: one distribution in each row."""
+        if self._kind == "classes":
+            return softmax(values)
+        if self._kind == VALUES:
+            return np.zeros(0)
+        yes = 1.0 / (1.0 + np.exp(-np.clip(values.astype(np.float64), -700.0, 700.0)))
+        return np.stack([yes, 1.0 - yes], axis=-1)
+
+    def measure(self, values: np.ndarray) -> np.ndarray:
+        """Returns ``(error, of what, expected loss, rows)`` of one sample."""
+        with np.errstate(all="ignore"):
+            if self._kind == VALUES:
+                error = values.reshape(-1).astype(np.float64) - self._values.reshape(-1)
+                return np.array([error @ error, float(np.sum(self._values**2)), 0.0, 0.0])
+            other = self._read(values)
+            if not np.isfinite(other).all():
+                return np.array([np.nan, 1.0, 0.0, 0.0])
+            middle = 0.5 * (self._probabilities + other)
+            divergence = 0.5 * (_relative_entropy(self._probabilities, middle) + _relative_entropy(other, middle))
+        rows = other.size // other.shape[-1]
+        loss = 0.0
+        if self._own is not None:
+            chosen = values.reshape(rows, -1).argmax(axis=-1)
+            loss = float(np.sum(self._own - self._flat[np.arange(rows), chosen]))
+        return np.array([divergence, float(rows), loss, float(rows) if self._own is not None else 0.0])
+
+
+def _relative_entropy(p: np.ndarray, q: np.ndarray) -> float:
+    present = p > 0.0
+    return float(np.sum(p[present] * np.log(p[present] / q[present])))
 
 
 class _Tables:
@@ -234,12 +279,18 @@ class _Tables:
         outputs = [float_model.main.tensors[index].name for index in reference.outputs]
         self.task = tuple(task.functions)
         self.errors = OutputErrors(["float", *names], outputs, self.task)
-        self.deciding = OutputErrors(["float", *names], outputs)
+        # Error, of what, expected loss, rows: summed, and over the random choices that the other errors are of.
+        self.deciding = np.zeros((len(names) + 1, len(outputs), 4))
+        self.choices = np.zeros((REPLICATES, *self.deciding.shape))
         self.better, self.worse = (np.zeros((len(names) + 1, len(self.task)), dtype=np.int64) for _ in range(2))
 
     def add(self, index: int, rows: np.ndarray, decisions: np.ndarray, task: np.ndarray) -> None:
         self.errors.add(index, rows, task)
-        self.deciding.add(index, decisions)
+        drawn = np.random.default_rng(index).poisson(1.0, REPLICATES).astype(np.float64)
+        self.deciding += decisions
+        with np.errstate(invalid="ignore"):
+            chosen = drawn > 0.0
+            self.choices[chosen] += drawn[chosen, None, None, None] * decisions
         self.better += task > task[:1]
         self.worse += task < task[:1]
 
@@ -250,9 +301,14 @@ class _Tables:
             flips = metrics["flips"]
             metrics["agreement"] = Measured(1.0 - flips.value, 1.0 - flips.high, 1.0 - flips.low)
         differences = {name: self._difference(position, column) for column, name in enumerate(self.task)}
-        usable = self.deciding.weights > 0
-        objectives = _objective(self.deciding.replicates[usable, position])
-        return Scored(float(_objective(self.deciding.sums[position])), objectives, metrics, differences, notes)
+        usable = self.errors.weights > 0
+        of_choices = self.choices[usable, position]
+        if self.deciding[0, :, 3].any():
+            losses = _ratio(of_choices[..., 2].sum(axis=-1), of_choices[..., 3].sum(axis=-1))
+            loss = float(_ratio(self.deciding[position, :, 2].sum(), self.deciding[position, :, 3].sum()))
+            ends = np.percentile(losses, (5.0, 95.0)) if self.errors.samples > 1 and len(losses) else (np.nan, np.nan)
+            metrics["expected_loss"] = Measured(loss, float(ends[0]), float(ends[1]))
+        return Scored(float(_objective(self.deciding[position])), _objective(of_choices), metrics, differences, notes)
 
     def measured(self, position: int, name: str) -> Measured:
         one = self.errors.select([position])
@@ -285,14 +341,16 @@ def sign_test(better: int, worse: int) -> float:
 
 
 def _objective(sums: np.ndarray) -> np.ndarray:
-    """Returns the objective of sums ``(..., outputs, COLUMNS)``: ``(...)``."""
-    with np.errstate(all="ignore"):
-        kl, relative = metric_of_sums("kl", sums), 10.0 ** (-metric_of_sums("sqnr_db", sums) / 10.0)
+    """Returns the objective of sums ``(..., outputs, 4)``: ``(...)``."""
+    error, of_what = sums[..., 0], sums[..., 1]
     # Without signal the error itself: nothing to relate it to.
-    relative = np.where(np.isnan(relative), 0.0, np.where(np.isposinf(relative), metric_of_sums("mse", sums), relative))
-    each = np.where(np.isnan(kl), relative, kl)
-    broken = ~np.isfinite(sums).all(axis=-1)
-    return np.asarray(np.where(broken, np.inf, each).mean(axis=-1))
+    each = _ratio(error, np.where(of_what == 0.0, 1.0, of_what))
+    return np.asarray(np.where(np.isfinite(each), each, np.inf).mean(axis=-1))
+
+
+def _ratio(above: Any, below: Any) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        return np.asarray(np.true_divide(above, below))
 
 
 def latency(model: bytes, inputs: Sequence[np.ndarray], backend: Backend) -> float:

@@ -38,7 +38,7 @@ from tflite_qdebug.remedies.cost import described, edgetpu_operators
 from tflite_qdebug.remedies.handout import save_recipe
 from tflite_qdebug.remedies.int16 import int16_model
 from tflite_qdebug.remedies.logbook import Logbook
-from tflite_qdebug.remedies.scoring import Scored, Scorer, decision_tensors, latency
+from tflite_qdebug.remedies.scoring import VALUES, Scored, Scorer, decision_tensors, latency
 from tflite_qdebug.remedies.target import Clause, Target, parse_target
 from tflite_qdebug.remedies.tuning import tune_ranges
 from tflite_qdebug.remedies.workshop import Base, Workshop, recipe_key
@@ -290,7 +290,23 @@ class _Search:
         return goal
 
     def _is_met(self, candidate: Candidate, clauses: Sequence[Clause]) -> bool:
-        return all(clause.met(_value(candidate, clause.metric), self._goals[str(clause)]) for clause in clauses)
+        return all(
+            clause.met(_value(candidate, clause.metric), self._goals[str(clause)]) and not self._is_luck(candidate, clause)
+            for clause in clauses
+        )
+
+    def _is_luck(self, candidate: Candidate, clause: Clause) -> bool:
+        """Returns whether an accuracy is within the target by chance alone.
+
+        Some hundred samples cannot tell half a point. Where the interval reaches below the target, the probabilities that the
+        float model gives to the answers are asked as well: what it expects to be lost varies much less than what is.
+        """
+        if clause.metric != "top_1" or "expected_loss" not in candidate.metrics or "top_1" not in candidate.differences:
+            return False
+        allowed = _value(self._candidates[0], "top_1") - self._goals[str(clause)]
+        if allowed <= 0.0 or candidate.differences["top_1"].low >= -allowed:
+            return False
+        return candidate.metrics["expected_loss"].value > allowed
 
     @property
     def _main(self) -> str:
@@ -430,7 +446,7 @@ class _Search:
     def _tune(self) -> None:
         best = self._integer_best()
         base = self._workshop.based(best.recipe)
-        decisions = [index for index, is_logits in decision_tensors(base.quantized) if is_logits]
+        decisions = [index for index, kind in decision_tensors(base.quantized) if kind != VALUES]
         order = self._ranked(best.recipe)
         tensors = [base.slots[name].tensors[0] for name in self._slot_names(base, order)][:_TUNED_SLOTS]
         if not tensors:
@@ -504,7 +520,7 @@ class _Search:
     def _place_of_error(self, base: Base) -> tuple[str | None, str]:
         """Returns at which node the error is measured, and by which metric: before a final softmax, which hides most of it."""
         decisions = decision_tensors(base.float_model)
-        if len(decisions) == 1 and decisions[0][1]:
+        if len(decisions) == 1 and decisions[0][1] != VALUES:
             name = base.float_model.main.tensors[decisions[0][0]].name
             if name in {node.name for node in base.mixed.nodes}:
                 return name, "sqnr_db"

@@ -33,7 +33,9 @@ __all__ = ["Base", "Workshop", "apply_recipe"]
 
 Range = tuple[float, float]
 # Samples that biases and weights are fitted on: more change little.
-_FITTED_SAMPLES = 64
+_FITTED_SAMPLES = 32
+# Each runs the samples again: a pass for each layer of a deep model would take minutes for little more.
+_ROUNDING_PASSES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +214,7 @@ class Workshop:
     def _rounded(self, recipe: Recipe, data: bytes) -> bytes:
         options: dict[str, Any] = {"limit": self._fitted, "backend": self.backend, "progress": self._progress}
         floats = self.base(recipe).float_model.data
-        return optimize_rounding(floats, data, self._source, biases=True, **options).data
+        return optimize_rounding(floats, data, self._source, passes=_ROUNDING_PASSES, **options).data
 
     def _corrected(self, recipe: Recipe, data: bytes) -> bytes:
         options: dict[str, Any] = {"limit": self._fitted, "backend": self.backend, "progress": self._progress}

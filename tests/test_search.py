@@ -177,7 +177,7 @@ def planted(pair: faulty_models.Pair, kind: str = "swapped_channels") -> tuple[b
 
 def test_the_broken_node_alone_is_left_float(pair: faulty_models.Pair) -> None:
     broken, name = planted(pair)
-    found = fixed(pair, "sqnr >= 25 dB", quantized_model=broken)
+    found = fixed(pair, "sqnr >= 38 dB", quantized_model=broken)
     assert found.outcome.candidates[1].metrics["sqnr_db"].value < 15.0
     assert found.outcome.candidates[found.outcome.best].met
     (left,) = found.recipe.float_nodes
@@ -197,7 +197,7 @@ def test_nothing_is_spent_where_that_is_asked(pair: faulty_models.Pair) -> None:
 
 
 def test_16_bits_are_spent(pair: faulty_models.Pair) -> None:
-    found = fixed(pair, "sqnr >= 45 dB", spend="int16")
+    found = fixed(pair, "sqnr >= 47 dB", spend="int16")
     assert found.recipe.int16_nodes
     assert not found.recipe.float_nodes
     objectives = [one.metrics["sqnr_db"].value for one in found.outcome.candidates[1:]]
@@ -348,7 +348,7 @@ def test_islands_are_counted() -> None:
     assert everything.islands == 1
     calibrated = models.calibrated("mixed")
     convolutions = [floats.model.main.tensors[op.outputs[0]].name for op in floats.model.main.operators if op.name == "CONV_2D"]
-    assert len(convolutions) >= 2
+    assert convolutions
     mixed = calibrated.quantize("int8", denylisted_nodes=convolutions)
     found = described(mixed.data, Candidate("mixed", "float nodes", Recipe(), 0, {}))
     assert found.float_operators == len(mixed.float_nodes)

@@ -21,7 +21,7 @@ class Recipe:
         ranges_by: How they were chosen, in words.
         split: Tensors of the float model that are rescaled for one reader, so that the others keep a finer scale.
         rounded: Weights are rounded for the least error at their layer's output.
-        biases_corrected: Biases are corrected layer by layer.
+        biases_corrected: Biases are corrected layer by layer; with ``rounded``, both are fitted together.
         tuned: Like ``ranges``, of activations that were tuned together at the outputs, after weights and biases.
         float_nodes: Nodes left float, by the names that a denylist takes, in the order of the search.
         int8_weights: True where the weights of nodes left float are kept as int8 in the file.

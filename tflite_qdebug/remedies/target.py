@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from tflite_qdebug.errors import OptionError, did_you_mean
 from tflite_qdebug.output_error import BADNESS, METRICS
-from tflite_qdebug.wording import number
 
 __all__ = ["ALIASES", "BUDGETS", "Clause", "Target", "parse_target"]
 
@@ -67,18 +66,18 @@ class Clause:
         sign = ">=" if self.at_least else "<="
         if not self.base:
             return f"{self.metric} {sign} {_written(self.offset, self.metric)}"
-        words = self.base if self.factor == 1.0 else f"{self.base} * {number(self.factor)}"
+        words = self.base if self.factor == 1.0 else f"{self.base} * {self.factor:g}"
         if self.offset:
-            amount = f"{number(100.0 * abs(self.offset))}%" if self.points else _written(abs(self.offset), self.metric)
+            amount = f"{100.0 * abs(self.offset):g}%" if self.points else _written(abs(self.offset), self.metric)
             words += f" {'-' if self.offset < 0 else '+'} {amount}"
         return f"{self.metric} {sign} {words}"
 
 
 def _written(value: float, metric: str) -> str:
     if metric in ("top_1", "top_5", "agreement", "flips"):
-        return f"{number(100.0 * value)}%"
+        return f"{100.0 * value:g}%"
     unit = {"size": " bytes", "latency": " ms", "time": " s", "sqnr_db": " dB"}.get(metric, "")
-    return f"{value:.0f}{unit}" if metric == "size" else f"{number(value)}{unit}"
+    return f"{value:.0f}{unit}" if metric == "size" else f"{value:g}{unit}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,8 +205,3 @@ def _check_direction(text: str, metric: str, at_least: bool) -> None:
     if known and at_least == small_is_good:
         sign = "<=" if small_is_good else ">="
         raise OptionError(f"got {text.strip()!r}, which asks for a worse model, expected {metric} {sign} ...")
-
-
-def metric_values(values: Mapping[str, float]) -> dict[str, float]:
-    """Returns the values with ``agreement``, which is what is left of ``flips``."""
-    return {**values, **({"agreement": 1.0 - values["flips"]} if "flips" in values else {})}

@@ -33,7 +33,7 @@ __all__ = ["Base", "Workshop", "apply_recipe"]
 
 Range = tuple[float, float]
 # Samples that biases and weights are fitted on: more change little.
-_FITTED_SAMPLES = 32
+_FITTED_SAMPLES = 64
 # Each runs the samples again: a pass for each layer of a deep model would take minutes for little more.
 _ROUNDING_PASSES = 8
 
@@ -139,12 +139,10 @@ class Workshop:
         if recipe.split:
             step = dataclasses.replace(recipe, rounded=False, biases_corrected=False, tuned={})
             data = self._made_once(step, functools.partial(self._split, recipe, data))
-        if recipe.rounded:
-            step = dataclasses.replace(recipe, biases_corrected=False, tuned={})
-            data = self._made_once(step, functools.partial(self._rounded, recipe, data))
-        if recipe.biases_corrected:
+        if recipe.rounded or recipe.biases_corrected:
             step = dataclasses.replace(recipe, tuned={})
-            data = self._made_once(step, functools.partial(self._corrected, recipe, data))
+            fitted = self._rounded if recipe.rounded else self._corrected
+            data = self._made_once(step, functools.partial(fitted, recipe, data))
         if recipe.tuned:
             data = self._made_once(recipe, functools.partial(self._retuned, recipe, data))
         return data
@@ -214,7 +212,9 @@ class Workshop:
     def _rounded(self, recipe: Recipe, data: bytes) -> bytes:
         options: dict[str, Any] = {"limit": self._fitted, "backend": self.backend, "progress": self._progress}
         floats = self.base(recipe).float_model.data
-        return optimize_rounding(floats, data, self._source, passes=_ROUNDING_PASSES, **options).data
+        # With both, weights and biases are fitted together: a bias that is corrected afterwards knows nothing of them.
+        together = recipe.biases_corrected
+        return optimize_rounding(floats, data, self._source, passes=_ROUNDING_PASSES, biases=together, **options).data
 
     def _corrected(self, recipe: Recipe, data: bytes) -> bytes:
         options: dict[str, Any] = {"limit": self._fitted, "backend": self.backend, "progress": self._progress}

@@ -57,6 +57,16 @@ _EXPORTS = {
     "compare_training": "remedies.qat_comparison",
     "train_quantization_aware": "remedies.qat",
     "worst_samples": "analyses.samples",
+    "Candidate": "outcome",
+    "Fixed": "remedies.search",
+    "Outcome": "outcome",
+    "Recipe": "outcome",
+    "choose_ranges": "remedies.ranges",
+    "correct_biases": "remedies.bias_correction",
+    "equalize": "remedies.equalization",
+    "fix": "remedies.search",
+    "optimize_rounding": "remedies.rounding",
+    "with_int16_nodes": "remedies.int16",
     "write_report": "reports.html",
 }
 

@@ -13,9 +13,11 @@ from tflite_qdebug.analyses.pairs import pair_error
 from tflite_qdebug.cli.options import backend_of
 from tflite_qdebug.cli.output import Folder, Screen, terminal_width
 from tflite_qdebug.cli.verbs import data, progress
+from tflite_qdebug.datasets import open_dataset
 from tflite_qdebug.errors import OptionError, QDebugError
 from tflite_qdebug.files import write_atomically
 from tflite_qdebug.findings import Findings, save_part
+from tflite_qdebug.model import Model
 from tflite_qdebug.outcome import Outcome
 from tflite_qdebug.remedies.handout import converter_snippet, not_said, quantizer_snippet
 from tflite_qdebug.remedies.search import Fixed, fix
@@ -156,6 +158,7 @@ def _searched(arguments: argparse.Namespace, screen: Screen, given: _Given) -> F
         spend=arguments.spend,
         edgetpu=arguments.edgetpu,
         explore=arguments.explore,
+        training_data=arguments.training_data,
         limit=given.limit,
         folder=given.folder,
         backend=backend_of(arguments),
@@ -212,7 +215,9 @@ def _reported(arguments: argparse.Namespace, screen: Screen, given: _Given, foun
         study = Study.open(
             given.folder, debug_dataset=given.debug, evaluation_dataset=given.evaluation, backend=backend, progress=shown
         )
-        run = pair_error(found.float_model, found.data, given.debug, limit=given.limit, backend=backend, progress=shown)
+        specs = Model(found.float_model).input_specs()
+        samples = open_dataset(given.debug, specs, "debug dataset", given.limit, labels="auto")
+        run = pair_error(found.float_model, found.data, samples, backend=backend, progress=shown)
         save_part(given.folder, "fixed", run)
         study.diagnosis()
         return write_report(Findings.load(given.folder), given.folder / "report.html")

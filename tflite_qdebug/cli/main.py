@@ -260,6 +260,7 @@ def parser() -> argparse.ArgumentParser:
         "the cheapest change of a quantized model that reaches a target, and the proof",
         [
             *("model_or_run", "--target", "--representative-data", "--debug-data", "--evaluation-data", "--quantized-form"),
+            "--training-data",
             *("--metric", "--label-offset", "--spend", "--edgetpu", "--explore", "--limit", "--output", "--no-report"),
             *RUNNING,
         ],

@@ -9,6 +9,7 @@ evaluation dataset, which decides nothing.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from tflite_qdebug import tf_private
 from tflite_qdebug.analyses.evaluation import METRICS as ACCURACIES
 from tflite_qdebug.analyses.evaluation import task_functions
 from tflite_qdebug.analyses.layer_error import RealValued
@@ -103,6 +105,7 @@ def fix(
     spend: str = "float",
     edgetpu: bool = False,
     explore: bool = False,
+    training_data: Any = None,
     limit: int | None = None,
     folder: str | Path | None = None,
     backend: Backend | None = None,
@@ -124,6 +127,7 @@ def fix(
             operators stay int8, as integer accelerators need it.
         edgetpu: Also predict how many operators map to the Edge TPU.
         explore: Go on where the target is met, to see the whole front.
+        training_data: Samples to train on quantization-aware, where nothing else reaches the target; for Keras models alone.
         limit: Take the first so many samples of each dataset.
         folder: A folder in which everything is kept: the best model so far, its recipe, what has been measured. With the same
             arguments an interrupted search goes on from there.
@@ -149,14 +153,20 @@ def fix(
     for clause in wanted.quality:
         if clause.metric in ACCURACIES:
             functions.setdefault(clause.metric, ACCURACIES[clause.metric])
+    trainable = tf_private.is_keras_model(float_model) or str(float_model).endswith((".keras", ".h5", ".hdf5"))
+    if training_data is not None and not trainable:
+        raise OptionError(
+            f"got training data for {type(float_model).__name__}, which cannot be trained; expected a Keras model"
+        )
     floats = load_float_model(float_model)
+    train = None if training_data is None else functools.partial(_trained, float_model, training_data, label_offset)
     search = _Search(
         floats,
         wanted,
         _Data(floats, representative_dataset, debug_dataset, evaluation_dataset, limit),
         Task(functions, label_offset),
         None if quantized_model is None else read_model_bytes(getattr(quantized_model, "data", quantized_model)),
-        _Options(spend, edgetpu, explore),
+        _Options(spend, edgetpu, explore, train),
         None if folder is None else Path(folder),
         backend or Backend(),
         progress,
@@ -170,6 +180,14 @@ class _Options:
     spend: str
     edgetpu: bool
     explore: bool
+    train: Callable[[Any, bool | None], bytes] | None
+
+
+def _trained(model: Any, training_data: Any, label_offset: int, representative: Any, progress: bool | None) -> bytes:
+    from tflite_qdebug.remedies.qat import train_quantization_aware
+
+    result = train_quantization_aware(model, training_data, label_offset=label_offset, progress=progress)
+    return result.convert(representative, progress=progress).data
 
 
 class _Data:
@@ -370,6 +388,18 @@ class _Search:
             self._integer()
         if self._options.spend != "nothing" and not self._is_done():
             self._spend()
+        if self._options.train is not None and not self._is_done():
+            self._train()
+
+    def _train(self) -> None:
+        """Trains quantization-aware: the last resort, which moves weights that the user had reasons for."""
+        assert self._options.train is not None
+        recipe = Recipe(trained=True)
+        try:
+            self._workshop.build(recipe)
+        except ConversionError:
+            self._workshop.keep(recipe, self._options.train(self._data.representative, self._progress))
+        self._try([("trained quantization-aware", "training", recipe)])
 
     def _is_done(self) -> bool:
         return bool(self._target.quality) and self._candidates[self._best()].met and not self._options.explore
@@ -686,7 +716,8 @@ class _Search:
 
     def _integer_best(self) -> Candidate:
         """Returns the model without anything spent whose outputs are nearest to the float model's."""
-        integer = [one for one in self._candidates[1:] if not one.recipe.float_nodes and not one.recipe.int16_nodes]
+        made = [one for one in self._candidates[1:] if not one.recipe.trained]
+        integer = [one for one in made if not one.recipe.float_nodes and not one.recipe.int16_nodes]
         return min(integer, key=self._objective)
 
     def _cost(self, candidate: Candidate) -> tuple[Any, ...]:

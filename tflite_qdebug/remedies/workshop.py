@@ -126,10 +126,22 @@ class Workshop:
             ConversionError: Where TensorFlow cannot quantize the model.
             QDebugError: One of its kinds, as the steps tell.
         """
+        if recipe.trained:
+            return self._trained(recipe)
         data = self.integer(recipe)
         if recipe.float_nodes or recipe.int16_nodes:
             data = self._made_once(recipe, functools.partial(self._spent, recipe, data))
         return data
+
+    def keep(self, recipe: Recipe, data: bytes) -> None:
+        """Keeps what was made elsewhere, by training."""
+        self._made_once(recipe, lambda: data)
+
+    def _trained(self, recipe: Recipe) -> bytes:
+        def missing() -> bytes:
+            raise ConversionError("a model that is trained quantization-aware is made by training, which no recipe repeats")
+
+        return self._made_once(recipe, missing)
 
     def integer(self, recipe: Recipe) -> bytes:
         """Returns the model before anything is spent: all nodes integer that the quantizer has integer."""
@@ -261,7 +273,7 @@ class Workshop:
         key = recipe_key(recipe)
         if key not in self._made:
             path = None if self._folder is None else self._folder / f"{key[:20]}.tflite"
-            lasting = recipe.rounded or recipe.biases_corrected
+            lasting = recipe.rounded or recipe.biases_corrected or recipe.trained
             if path is not None and lasting and path.exists() and not recipe.float_nodes:
                 self._made[key] = path.read_bytes()
             else:

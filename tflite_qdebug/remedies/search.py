@@ -51,7 +51,7 @@ __all__ = ["SPENDING", "Fixed", "fix"]
 SPENDING = ("float", "int16", "nothing")
 _SECONDS = 900.0
 # Of the time that is left when ranges are tuned, and how many samples they are tuned on.
-_TUNING_SHARE, _TUNING_SAMPLES, _TUNED_SLOTS, _ROUNDS = 0.4, 100, 80, 2
+_TUNING_SHARE, _TUNING_SAMPLES, _TUNED_SLOTS, _ROUNDS = 0.3, 100, 48, 1
 _SENSITIVITY_SAMPLES = 32
 _COUNTS = (1, 2, 3, 5, 8, 12, 16, 20, 25, 30, 40, 50, 65, 80, 100, 150, 250, 400, 700, 1000)
 # Models that are measured in one pass: each holds an interpreter.

@@ -83,7 +83,8 @@ class Candidate:
 
     Attributes:
         name: Short, in words: ``int8``, ``percentile 99.99 %``, ``joint ranges + 5 nodes float``.
-        kind: What was done last: ``float``, ``int8``, ``ranges``, ``bias``, ``rounding``, ``equalization``, ``float nodes``,
+        kind: What was done last: ``float``, ``int8``, ``ranges``, ``bias``, ``rounding``, ``equalization``, ``weights``,
+            ``float nodes``,
             ``16x8``, ``training``.
         recipe: How to make it again.
         size: Bytes of the ``.tflite``.

@@ -158,6 +158,8 @@ def _searched(arguments: argparse.Namespace, screen: Screen, given: _Given) -> F
         spend=arguments.spend,
         edgetpu=arguments.edgetpu,
         explore=arguments.explore,
+        per_channel=not arguments.per_tensor,
+        per_channel_dense=not arguments.dense_per_tensor,
         training_data=arguments.training_data,
         limit=given.limit,
         folder=given.folder,

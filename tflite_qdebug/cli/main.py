@@ -262,6 +262,7 @@ def parser() -> argparse.ArgumentParser:
             *("model_or_run", "--target", "--representative-data", "--debug-data", "--evaluation-data", "--quantized-form"),
             "--training-data",
             *("--metric", "--label-offset", "--spend", "--edgetpu", "--explore", "--limit", "--output", "--no-report"),
+            *("--per-tensor", "--dense-per-tensor"),
             *RUNNING,
         ],
     )

@@ -105,6 +105,8 @@ def fix(
     spend: str = "float",
     edgetpu: bool = False,
     explore: bool = False,
+    per_channel: bool = True,
+    per_channel_dense: bool = True,
     training_data: Any = None,
     limit: int | None = None,
     folder: str | Path | None = None,
@@ -127,6 +129,8 @@ def fix(
             operators stay int8, as integer accelerators need it.
         edgetpu: Also predict how many operators map to the Edge TPU.
         explore: Go on where the target is met, to see the whole front.
+        per_channel: False: one scale for all channels of a weight, in all candidates.
+        per_channel_dense: False: the same for dense layers alone.
         training_data: Samples to train on quantization-aware, where nothing else reaches the target; for Keras models alone.
         limit: Take the first so many samples of each dataset.
         folder: A folder in which everything is kept: the best model so far, its recipe, what has been measured. With the same
@@ -166,7 +170,7 @@ def fix(
         _Data(floats, representative_dataset, debug_dataset, evaluation_dataset, limit),
         Task(functions, label_offset),
         None if quantized_model is None else read_model_bytes(getattr(quantized_model, "data", quantized_model)),
-        _Options(spend, edgetpu, explore, train),
+        _Options(Recipe(per_channel=per_channel, per_channel_dense=per_channel_dense), spend, edgetpu, explore, train),
         None if folder is None else Path(folder),
         backend or Backend(),
         progress,
@@ -177,6 +181,7 @@ def fix(
 
 @dataclasses.dataclass(frozen=True)
 class _Options:
+    start: Recipe
     spend: str
     edgetpu: bool
     explore: bool
@@ -249,6 +254,7 @@ class _Search:
         self._begun = time.monotonic()
         self._float, self._target, self._data, self._task = float_model, target, data, task
         self._options, self._backend, self._progress, self._updated = options, backend, progress, updated
+        self._start = options.start
         self._folder = None if folder is None else folder / "fix"
         key = [float_model.model.sha256, hashlib.sha256(quantized or b"").hexdigest(), data.identity(), task.identity]
         self._notes: list[str] = []
@@ -362,11 +368,11 @@ class _Search:
         if stopped != "interrupted":
             outcome = self._proved(self._timed(outcome), data)
         self._write(outcome)
-        return Fixed(outcome, data, self._float.data, self._workshop.build(Recipe()))
+        return Fixed(outcome, data, self._float.data, self._workshop.build(self._start))
 
     def _plain(self) -> None:
         """Measures float and plain int8, and what the target means in numbers."""
-        plain = Recipe()
+        plain = self._start
         data = self._workshop.build(plain)
         scored = self._measured({"int8": data})["int8"]
         nothing = Measured(0.0, 0.0, 0.0)
@@ -437,10 +443,14 @@ class _Search:
         ]
 
     def _variants(self, recipe: Recipe) -> list[tuple[str, str, Recipe]]:
-        """Returns the same with other weights: equalized, or dense layers with one scale."""
+        """Returns the same with unbalanced tensors split, or other weights: equalized, or dense layers with one scale."""
         found = []
+        unbalanced = self._workshop.unbalanced(recipe)
+        if unbalanced:
+            changed = dataclasses.replace(recipe, split=unbalanced)
+            found.append((f"{_named(recipe)} + {len(unbalanced)} tensors split", "ranges", changed))
         if self._workshop.is_given:
-            return []
+            return found
         try:
             if self._workshop.can_equalize:
                 ranges = self._ranges_again(recipe)
@@ -448,7 +458,8 @@ class _Search:
                 found.append((f"{_named(recipe)} + equalized weights", "equalization", changed))
         except ModelError as error:
             self._note(f"weights are not equalized: {error}")
-        if any(operator.name == "FULLY_CONNECTED" for operator in self._float.model.main.operators):
+        dense = any(operator.name == "FULLY_CONNECTED" for operator in self._float.model.main.operators)
+        if dense and recipe.per_channel and recipe.per_channel_dense:
             changed = dataclasses.replace(recipe, per_channel_dense=False)
             found.append((f"{_named(recipe)} + dense layers per tensor", "weights", changed))
         return found
@@ -880,5 +891,6 @@ def _named(recipe: Recipe) -> str:
     words = [f"ranges by {recipe.ranges_by}" if recipe.ranges else "int8"]
     words += ["equalized weights"] * recipe.equalized + ["per tensor"] * (not recipe.per_channel)
     words += ["dense layers per tensor"] * (not recipe.per_channel_dense) + ["rounding"] * recipe.rounded
+    words += [f"{len(recipe.split)} tensors split"] * bool(recipe.split)
     words += ["biases"] * recipe.biases_corrected + ["tuned ranges"] * bool(recipe.tuned)
     return " + ".join(words)

@@ -21,6 +21,7 @@ from tflite_qdebug.files import write_atomically
 from tflite_qdebug.match import Match, match_models
 from tflite_qdebug.model import Model
 from tflite_qdebug.outcome import Recipe
+from tflite_qdebug.remedies.absorption import absorb_high_biases, channel_minima
 from tflite_qdebug.remedies.bias_correction import correct_biases
 from tflite_qdebug.remedies.equalization import equalize
 from tflite_qdebug.remedies.handout import read_recipe
@@ -197,12 +198,26 @@ class Workshop:
     def _equalized(self) -> FloatModel:
         histograms = self.calibrated().histograms
         ranges = {name: (found.minimum, found.maximum) for name, found in histograms.items()}
-        return FloatModel(equalize(self.float_model.model, ranges=ranges).data, f"{self.float_model.origin}, equalized")
+        data = equalize(self.float_model.model, ranges=ranges).data
+        if data != self.float_model.data:
+            minima = channel_minima(data, self._source, limit=self._limit, backend=self.backend, progress=self._progress)
+            data = absorb_high_biases(data, minima).data
+        return FloatModel(data, f"{self.float_model.origin}, equalized")
 
     @property
     def can_equalize(self) -> bool:
         """True where there are layers whose weights can be made even."""
         return self._given is None and self._equalized.data != self.float_model.data
+
+    def unbalanced(self, recipe: Recipe) -> tuple[str, ...]:
+        """Returns the tensors that an operator which joins them with others makes coarse, though others read them too."""
+        histograms = self.calibrated(recipe.equalized).histograms
+        if not histograms:
+            return ()
+        ranges = {name: (found.minimum, found.maximum) for name, found in histograms.items() if found.total}
+        base = self.base(recipe)
+        found = split_unbalanced(base.float_model, Model(self.integer(recipe)), {**ranges, **recipe.ranges})
+        return tuple(one.tensor for one in found.split)
 
     def ranges(self, method: str, share: float = 0.9999, *, equalized: bool = False, useful: bool = True) -> dict[str, Range]:
         """Returns ranges by name, as `choose_ranges` finds them; empty where there are no histograms."""

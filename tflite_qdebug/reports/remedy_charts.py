@@ -44,6 +44,7 @@ _KINDS = {
     "float nodes": (GREEN, "triangle-up"),
     "16x8": (BLACK, "triangle-right"),
     "training": (DARK_GREY, "triangle-left"),
+    "weights": (GREY, "wedge"),
 }
 _OTHER = (GREY, "stroke")
 _HEIGHT = 320

@@ -285,6 +285,17 @@ def test_without_labels_agreement_stands_for_accuracy() -> None:
         fix(example.MODEL_PATH, "accuracy >= 90%", example.representative_dataset, example.debug_dataset, backend=BUILTIN)
 
 
+def test_representative_samples_may_have_labels() -> None:
+    def labelled() -> Iterator[Any]:
+        images, labels = example.load_split("representative")
+        return (([image[None]], int(label)) for image, label in zip(images, labels, strict=True))
+
+    options: dict[str, Any] = {"limit": 30, "backend": BUILTIN, "progress": False, "spend": "nothing"}
+    found = fix(example.MODEL_PATH, "agreement >= 95%", labelled, example.debug_dataset, **options)
+    plain = fix(example.MODEL_PATH, "agreement >= 95%", example.representative_dataset, example.debug_dataset, **options)
+    assert found.data == plain.data
+
+
 def failing(outputs: Any, label: Any) -> float:
     return 1.0 / (label - 3)
 

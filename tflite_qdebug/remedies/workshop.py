@@ -14,6 +14,7 @@ from typing import Any
 from tflite_qdebug import edit
 from tflite_qdebug.collect import Backend
 from tflite_qdebug.conversion import CalibratedModel, FloatModel, load_float_model
+from tflite_qdebug.datasets import open_dataset
 from tflite_qdebug.edit.mixed import FLOAT, NODE, MixedModels
 from tflite_qdebug.edit.rescaled import RangeSlot, Rescaler, matched_biases, ranges_by_tensor, slots_by_name
 from tflite_qdebug.errors import ConversionError, ModelError, OptionError
@@ -106,7 +107,10 @@ class Workshop:
             progress: As in `progress.track`.
             folder: Where finished steps are kept, so that an interrupted search finds them again; None: in memory alone.
         """
-        self.float_model, self._source, self._given, self._limit = float_model, representative_dataset, quantized_model, limit
+        # Labels, which it may have, are of no interest here.
+        role, specs = "representative dataset", float_model.model.input_specs()
+        self._source = open_dataset(representative_dataset, specs, role, limit, labels="auto")
+        self.float_model, self._given, self._limit = float_model, quantized_model, limit
         self.backend = (backend or Backend())._replace(kernels="builtin")
         self._progress, self._folder = progress, folder
         self.notes: list[str] = []

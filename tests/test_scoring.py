@@ -75,7 +75,7 @@ def test_by_hand(floats: FloatModel, int8: bytes) -> None:
         same.append(quantized == p.argmax())
         right.append(quantized == label)
         float_right.append(p.argmax() == label)
-    assert found.objective == pytest.approx(np.mean(divergences), rel=1e-9)
+    assert found.objective == pytest.approx(np.mean(divergences) + np.mean(lost), rel=1e-9)
     assert found.metrics["expected_loss"].value == pytest.approx(np.mean(lost), rel=1e-9)
     assert found.metrics["agreement"].value == pytest.approx(np.mean(same))
     assert found.metrics["top_1"].value == pytest.approx(np.mean(right))

@@ -37,9 +37,10 @@ class Scored:
     """One model, measured.
 
     Attributes:
-        objective: What the search lowers: the mean over all outputs of the Jensen-Shannon divergence (of classes, in nats; some
-            samples that are all wrong do not outweigh it) or of the squared error over the squared float values; infinite where
-            an output is NaN.
+        objective: What the search lowers, the mean over all outputs. Of classes it is the Jensen-Shannon divergence in nats,
+            which some samples that are all wrong do not outweigh, and the expected loss: how much less probable the float model
+            holds the answers than its own. Of values it is the squared error over the squared float values. Infinite where an
+            output is NaN.
         objectives: The same over random choices of the samples, ``(choices,)``.
         metrics: Of `output_error.METRICS` at the worst output, ``agreement``, the task metrics, and ``expected_loss`` where
             classes are told apart, with intervals.
@@ -260,11 +261,11 @@ class _Decision:
             middle = 0.5 * (self._probabilities + other)
             divergence = 0.5 * (_relative_entropy(self._probabilities, middle) + _relative_entropy(other, middle))
         rows = other.size // other.shape[-1]
-        loss = 0.0
-        if self._own is not None:
-            chosen = values.reshape(rows, -1).argmax(axis=-1)
-            loss = float(np.sum(self._own - self._flat[np.arange(rows), chosen]))
-        return np.array([divergence, float(rows), loss, float(rows) if self._own is not None else 0.0])
+        if self._own is None:
+            return np.array([divergence, float(rows), 0.0, 0.0])
+        chosen = values.reshape(rows, -1).argmax(axis=-1)
+        loss = float(np.sum(self._own - self._flat[np.arange(rows), chosen]))
+        return np.array([divergence + loss, float(rows), loss, float(rows)])
 
 
 def _relative_entropy(p: np.ndarray, q: np.ndarray) -> float:

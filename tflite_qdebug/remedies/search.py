@@ -56,6 +56,8 @@ _SENSITIVITY_SAMPLES = 32
 _COUNTS = (1, 2, 3, 5, 8, 12, 16, 20, 25, 30, 40, 50, 65, 80, 100, 150, 250, 400, 700, 1000)
 # Models that are measured in one pass: each holds an interpreter.
 _AT_ONCE = 16
+# From the middle of a normal distribution to the end of the interval that holds 90 % of it.
+_STANDARD_ERRORS = 1.645
 # Sizes that differ by less are as good as equal.
 _SAME_SIZE = 0.001
 # Of the values of a tensor, which share its range holds.
@@ -334,7 +336,10 @@ class _Search:
         allowed = _value(self._candidates[0], "top_1") - self._goals[str(clause)]
         if allowed <= 0.0 or candidate.differences["top_1"].low >= -allowed:
             return False
-        return candidate.metrics["expected_loss"].value > allowed
+        # The best of many candidates is partly the luckiest, so that it shall hold a standard error away as well.
+        expected = candidate.metrics["expected_loss"]
+        error = (expected.high - expected.low) / (2.0 * _STANDARD_ERRORS)
+        return expected.value + (0.0 if math.isnan(error) else error) > allowed
 
     @property
     def _main(self) -> str:
@@ -630,7 +635,7 @@ class _Search:
         while len(nodes := self._nodes(chosen.recipe)) > 1:
             without = {name: [other for other in nodes if other != name] for name in nodes}
             int8_weights = chosen.recipe.int8_weights
-            tried = self._try([self._spent(recipe, rest, int8_weights) for rest in without.values()], name=_without(nodes))
+            tried = self._try([self._without(recipe, rest, int8_weights) for rest in without.values()])
             by_node = dict(zip(without, tried, strict=True))
             fit = [name for name in sorted(nodes, key=lambda one: self._objective(by_node[one])) if _meets(by_node[name])]
             if not fit:
@@ -644,11 +649,13 @@ class _Search:
             if not found or len(self._nodes(chosen.recipe)) >= len(nodes):
                 return
 
+    def _without(self, recipe: Recipe, nodes: Sequence[str], int8_weights: bool) -> tuple[str, str, Recipe]:
+        name, kind, changed = self._spent(recipe, nodes, int8_weights)
+        return f"{name}, pruned", kind, changed
+
     # -- trying --
 
-    def _try(
-        self, recipes: Sequence[tuple[str, str, Recipe]], name: Callable[[Recipe], str] | None = None
-    ) -> list[Candidate | None]:
+    def _try(self, recipes: Sequence[tuple[str, str, Recipe]]) -> list[Candidate | None]:
         """Measures models, those that are not known; returns one for each, None where it cannot be made."""
         known = {recipe_key(candidate.recipe): candidate for candidate in self._candidates[1:]}
         new = {recipe_key(recipe): (label, kind, recipe) for label, kind, recipe in recipes}
@@ -657,11 +664,11 @@ class _Search:
         for start in range(0, len(keys), _AT_ONCE):
             if self._left() <= 0.0:
                 raise _EndError("time")
-            self._measure_all({key: new[key] for key in keys[start : start + _AT_ONCE]}, name)
+            self._measure_all({key: new[key] for key in keys[start : start + _AT_ONCE]})
         known = {recipe_key(candidate.recipe): candidate for candidate in self._candidates[1:]}
         return [known.get(recipe_key(recipe)) for _, _, recipe in recipes]
 
-    def _measure_all(self, new: Mapping[str, tuple[str, str, Recipe]], name: Callable[[Recipe], str] | None) -> None:
+    def _measure_all(self, new: Mapping[str, tuple[str, str, Recipe]]) -> None:
         made: dict[str, bytes] = {}
         for key, (label, _, recipe) in new.items():
             try:
@@ -672,7 +679,6 @@ class _Search:
         for key, scored in self._measured(made).items():
             label, kind, recipe = new[key]
             self._scored[key] = scored
-            label = name(recipe) if name is not None else label
             self._candidates.append(self._judged(self._candidate(label, kind, recipe, made[key], scored)))
         if self._best() != before:
             best = self._best()
@@ -873,17 +879,6 @@ def _value(candidate: Candidate, metric: str) -> float:
 
 def _meets(candidate: Candidate | None) -> bool:
     return candidate is not None and candidate.met
-
-
-def _without(nodes: Sequence[str]) -> Callable[[Recipe], str]:
-    """Returns what names a candidate that has all but one of the nodes."""
-
-    def name(recipe: Recipe) -> str:
-        left = {*recipe.float_nodes, *recipe.int16_nodes}
-        missing = next((node for node in nodes if node not in left), "")
-        return f"{len(left)} nodes, without {missing}"
-
-    return name
 
 
 def _named(recipe: Recipe) -> str:

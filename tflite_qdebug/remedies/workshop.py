@@ -35,7 +35,7 @@ __all__ = ["Base", "Workshop", "apply_recipe"]
 
 Range = tuple[float, float]
 # Samples that biases and weights are fitted on: more change little.
-_FITTED_SAMPLES = 64
+_FITTED_SAMPLES = 128
 # Each runs the samples again: a pass for each layer of a deep model would take minutes for little more.
 _ROUNDING_PASSES = 8
 

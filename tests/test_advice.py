@@ -259,8 +259,8 @@ def test_the_targets_mean_something_to_the_search() -> None:
         command = next(each.command for each in advise(findings) if " fix " in each.command)
         return str(parse_target(shlex.split(command)[-1], ["loss"]))
 
-    assert target_of(Findings(run())) == "sqnr_db >= 20.00 dB"
-    assert target_of(Findings(run(), scores=made.scores())) == "top_1 >= float - 0.5000%"
+    assert target_of(Findings(run())) == "sqnr_db >= 20 dB"
+    assert target_of(Findings(run(), scores=made.scores())) == "top_1 >= float - 0.5%"
     small = made.sensitivity()
     small = dataclasses.replace(small, metric="loss", large_is_bad=True, errors=_renamed(small))
     scores = made.scores(1.0, 2.0, "loss")

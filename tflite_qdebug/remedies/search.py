@@ -54,6 +54,8 @@ _SECONDS = 900.0
 _TUNING_SHARE, _TUNING_SAMPLES, _TUNED_SLOTS, _ROUNDS = 0.3, 100, 48, 1
 _SENSITIVITY_SAMPLES = 32
 _COUNTS = (1, 2, 3, 5, 8, 12, 16, 20, 25, 30, 40, 50, 65, 80, 100, 150, 250, 400, 700, 1000)
+# Where less of the time is left, no weights or biases are fitted any more.
+_LEAST_SHARE = 0.4
 # Models that are measured in one pass: each holds an interpreter.
 _AT_ONCE = 16
 # From the middle of a normal distribution to the end of the interval that holds 90 % of it.
@@ -487,11 +489,12 @@ class _Search:
         named = _named(recipe)
         corrected, rounded = dataclasses.replace(recipe, biases_corrected=True), dataclasses.replace(recipe, rounded=True)
         both = dataclasses.replace(rounded, biases_corrected=True)
-        for words, kind, changed in (("biases", "bias", corrected), ("rounding", "rounding", rounded)):
-            self._try([(f"{named} + {words}", kind, changed)])
-            if self._is_done():
+        steps = (("biases", "bias", corrected), ("rounding", "rounding", rounded), ("rounding and biases", "rounding", both))
+        for words, kind, changed in steps:
+            # What comes behind may be what it takes: each of these takes as long as it takes.
+            if self._is_done() or self._left() < _LEAST_SHARE * self._limit:
                 return
-        self._try([(f"{named} + rounding and biases", "rounding", both)])
+            self._try([(f"{named} + {words}", kind, changed)])
 
     def _tune(self) -> None:
         best = self._integer_best()
@@ -771,10 +774,13 @@ class _Search:
 
     # -- what is known --
 
+    @property
+    def _limit(self) -> float:
+        """Seconds that the search may take."""
+        return _SECONDS if math.isinf(self._target.seconds) else self._target.seconds
+
     def _left(self) -> float:
-        return min(self._target.seconds, _SECONDS if math.isinf(self._target.seconds) else math.inf) - (
-            time.monotonic() - self._begun
-        )
+        return self._limit - (time.monotonic() - self._begun)
 
     def _front(self) -> tuple[int, ...]:
         """Returns the candidates that none beats in the main metric at the same size or a smaller one."""

@@ -34,8 +34,11 @@ from tflite_qdebug.remedies.splitting import split_unbalanced
 __all__ = ["Base", "Workshop", "apply_recipe"]
 
 Range = tuple[float, float]
-# Samples that biases and weights are fitted on: more change little.
-_FITTED_SAMPLES = 128
+# Samples that weights and biases are fitted on: weights follow noise where they are few, means are known by few.
+_ROUNDED_SAMPLES, _CORRECTED_SAMPLES = 128, 32
+# Of a model with more layers fewer samples, so that fitting takes minutes and not hours.
+_MANY_LAYERS = 64
+_WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 # Each runs the samples again: a pass for each layer of a deep model would take minutes for little more.
 _ROUNDING_PASSES = 8
 
@@ -241,14 +244,14 @@ class Workshop:
         return split_unbalanced(base.float_model, Model(data), {**ranges, **recipe.ranges}, tensors=recipe.split).data
 
     def _rounded(self, recipe: Recipe, data: bytes) -> bytes:
-        options: dict[str, Any] = {"limit": self._fitted, "backend": self.backend, "progress": self._progress}
+        options: dict[str, Any] = self._fitting(_ROUNDED_SAMPLES)
         floats = self.base(recipe).float_model.data
         # With both, weights and biases are fitted together: a bias that is corrected afterwards knows nothing of them.
         together = recipe.biases_corrected
         return optimize_rounding(floats, data, self._source, passes=_ROUNDING_PASSES, biases=together, **options).data
 
     def _corrected(self, recipe: Recipe, data: bytes) -> bytes:
-        options: dict[str, Any] = {"limit": self._fitted, "backend": self.backend, "progress": self._progress}
+        options: dict[str, Any] = self._fitting(_CORRECTED_SAMPLES)
         return correct_biases(self.base(recipe).float_model.data, data, self._source, **options).data
 
     def _retuned(self, recipe: Recipe, data: bytes) -> bytes:
@@ -301,9 +304,12 @@ class Workshop:
                     write_atomically(path, self._made[key])
         return self._made[key]
 
-    @property
-    def _fitted(self) -> int:
-        return _FITTED_SAMPLES if self._limit is None else min(self._limit, _FITTED_SAMPLES)
+    def _fitting(self, samples: int) -> dict[str, Any]:
+        """Returns the options of what is fitted: by the model alone, so that a recipe makes the same bytes anywhere."""
+        layers = sum(operator.name in _WEIGHTED for operator in self.float_model.model.main.operators)
+        count = max(8, samples * _MANY_LAYERS // max(layers, _MANY_LAYERS))
+        limit = count if self._limit is None else min(self._limit, count)
+        return {"limit": limit, "backend": self.backend, "progress": self._progress}
 
     def _note(self, words: str) -> None:
         if words not in self.notes:

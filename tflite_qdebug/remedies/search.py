@@ -18,28 +18,24 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tflite_qdebug import tf_private
 from tflite_qdebug.analyses.evaluation import METRICS as ACCURACIES
 from tflite_qdebug.analyses.evaluation import task_functions
-from tflite_qdebug.analyses.layer_error import RealValued
 from tflite_qdebug.analyses.mixed_pair import Task
 from tflite_qdebug.analyses.sensitivity import sensitivity
 from tflite_qdebug.collect import Backend
 from tflite_qdebug.conversion import FloatModel, load_float_model
-from tflite_qdebug.datasets import Dataset, open_dataset
-from tflite_qdebug.datasets.sources import IteratorSource
 from tflite_qdebug.edit import expose
 from tflite_qdebug.errors import ConversionError, DatasetError, InterpreterError, ModelError, OptionError
 from tflite_qdebug.files import write_atomically
 from tflite_qdebug.model import Model, read_model_bytes
 from tflite_qdebug.outcome import Candidate, Measured, Outcome, Recipe
-from tflite_qdebug.output_error import BADNESS
 from tflite_qdebug.remedies.cost import described, edgetpu_operators
 from tflite_qdebug.remedies.handout import save_recipe
 from tflite_qdebug.remedies.int16 import int16_model
+from tflite_qdebug.remedies.judging import Judge
 from tflite_qdebug.remedies.logbook import Logbook
+from tflite_qdebug.remedies.sample_sets import SampleSets
 from tflite_qdebug.remedies.scoring import VALUES, Scored, Scorer, decision_tensors, latency
 from tflite_qdebug.remedies.target import Clause, Target, parse_target
 from tflite_qdebug.remedies.tuning import tune_ranges
@@ -58,10 +54,6 @@ _COUNTS = (1, 2, 3, 5, 8, 12, 16, 20, 25, 30, 40, 50, 65, 80, 100, 150, 250, 400
 _LEAST_SHARE = 0.4
 # Models that are measured in one pass: each holds an interpreter.
 _AT_ONCE = 16
-# From the middle of a normal distribution to the end of the interval that holds 90 % of it.
-_STANDARD_ERRORS = 1.645
-# Sizes that differ by less are as good as equal.
-_SAME_SIZE = 0.001
 # Of the values of a tensor, which share its range holds.
 _SHARES = (0.99999, 0.9999, 0.9998, 0.999, 0.998)
 
@@ -171,7 +163,7 @@ def fix(
     search = _Search(
         floats,
         wanted,
-        _Data(floats, representative_dataset, debug_dataset, evaluation_dataset, limit),
+        SampleSets(floats, representative_dataset, debug_dataset, evaluation_dataset, limit),
         Task(functions, label_offset),
         None if quantized_model is None else read_model_bytes(getattr(quantized_model, "data", quantized_model)),
         _Options(Recipe(per_channel=per_channel, per_channel_dense=per_channel_dense), spend, edgetpu, explore, train),
@@ -199,54 +191,12 @@ def _trained(model: Any, training_data: Any, label_offset: int, representative: 
     return result.convert(representative, progress=progress).data
 
 
-class _Data:
-    """The three datasets."""
-
-    def __init__(self, model: FloatModel, representative: Any, debug: Any, evaluation: Any, limit: int | None) -> None:
-        self._model, self.limit = model, limit
-        self.representative, self.debug, self.evaluation = representative, debug, evaluation
-        self.first = next(iter(self.opened(debug, "debug dataset")))
-        next(iter(self.opened(representative, "representative dataset")))
-        if evaluation is not None:
-            next(iter(self.opened(evaluation, "evaluation dataset")))
-
-    def opened(self, source: Any, role: str, limit: int | None = None) -> RealValued:
-        """Opens a dataset.
-
-        Raises:
-            DatasetError: For a wrong first sample, none at all, or an iterator.
-        """
-        limit = self.limit if limit is None else min(limit, self.limit or limit)
-        dataset: Dataset = open_dataset(source, self._model.model.input_specs(), role, limit, labels="auto")
-        if isinstance(dataset.source, IteratorSource):
-            raise DatasetError(
-                f"got an iterator as {role}, which is good for one pass, and a search takes many; pass a function that returns "
-                "a new iterator each time it is called"
-            )
-        samples = RealValued(dataset, [])
-        if not samples.ahead(1):
-            raise DatasetError(f"the {role} yielded no samples")
-        return samples
-
-    def identity(self) -> list[Any]:
-        """Returns what tells these samples from others, as plain data."""
-        described: list[Any] = [self.limit]
-        for source, role in ((self.representative, "representative dataset"), (self.debug, "debug dataset")):
-            samples = self.opened(source, role)
-            first = samples.ahead(1)[0]
-            content = hashlib.sha256(repr(first.label).encode())
-            for array in first.inputs:
-                content.update(np.ascontiguousarray(array).tobytes())
-            described += [samples.description, content.hexdigest()]
-        return described
-
-
 class _Search:
     def __init__(
         self,
         float_model: FloatModel,
         target: Target,
-        data: _Data,
+        data: SampleSets,
         task: Task,
         quantized: bytes | None,
         options: _Options,
@@ -276,10 +226,8 @@ class _Search:
         self._check_labels()
         debug = data.opened(data.debug, "debug dataset")
         self._scorer = Scorer(float_model.model, debug, self._task, backend, progress)
-        self._candidates: list[Candidate] = []
-        self._scored: dict[str, Scored] = {}
+        self._judge = Judge(self._target, next(iter(self._task.functions), "sqnr_db"))
         self._upper: list[Candidate] = []
-        self._goals: dict[str, float] = {}
         self._written = ""
 
     # -- the target --
@@ -303,57 +251,6 @@ class _Search:
         functions = {name: function for name, function in self._task.functions.items() if function not in ACCURACIES.values()}
         self._task = Task(functions, self._task.label_offset)
 
-    def _goal(self, clause: Clause) -> float:
-        """Returns the number to be reached.
-
-        Raises:
-            OptionError: Where the metric is none of this model, or there is no such number.
-        """
-        floats, plain = self._candidates[0], self._candidates[1]
-        values = [_value(candidate, clause.metric) for candidate in (floats, plain)]
-        if math.isnan(values[1]) and clause.metric not in plain.metrics and clause.metric != "latency":
-            raise OptionError(
-                f"target '{clause}': {clause.metric} does not apply to this model's outputs; expected one of "
-                f"{', '.join(plain.metrics)}"
-            )
-        goal = clause.goal(*values)
-        if not math.isfinite(goal):
-            raise OptionError(f"target '{clause}': that is {goal}, which no model reaches or misses; expected a finite number")
-        return goal
-
-    def _is_met(self, candidate: Candidate, clauses: Sequence[Clause]) -> bool:
-        return all(
-            clause.met(_value(candidate, clause.metric), self._goals[str(clause)]) and not self._is_luck(candidate, clause)
-            for clause in clauses
-        )
-
-    def _is_luck(self, candidate: Candidate, clause: Clause) -> bool:
-        """Returns whether an accuracy is within the target by chance alone.
-
-        Some hundred samples cannot tell half a point. Where the interval reaches below the target, the probabilities that the
-        float model gives to the answers are asked as well: what it expects to be lost varies much less than what is.
-        """
-        if clause.metric != "top_1" or "expected_loss" not in candidate.metrics or "top_1" not in candidate.differences:
-            return False
-        allowed = _value(self._candidates[0], "top_1") - self._goals[str(clause)]
-        if allowed <= 0.0 or candidate.differences["top_1"].low >= -allowed:
-            return False
-        # The best of many candidates is partly the luckiest, so that it shall hold a standard error away as well.
-        expected = candidate.metrics["expected_loss"]
-        error = (expected.high - expected.low) / (2.0 * _STANDARD_ERRORS)
-        return expected.value + (0.0 if math.isnan(error) else error) > allowed
-
-    @property
-    def _main(self) -> str:
-        """The metric that the front is of."""
-        if self._target.quality:
-            return self._target.quality[0].metric
-        return next(iter(self._task.functions), "sqnr_db")
-
-    def _large_is_good(self, metric: str) -> bool:
-        asked = {clause.metric: clause.at_least for clause in self._target.clauses}
-        return asked.get(metric, BADNESS.get(metric, -1.0) < 0.0)
-
     # -- the run --
 
     def run(self) -> Fixed:
@@ -362,7 +259,7 @@ class _Search:
         stopped = "target met"
         try:
             self._stages()
-            if not self._candidates[self._best()].met and self._target.quality:
+            if not self._judge.candidates[self._judge.best()].met and self._target.quality:
                 stopped = "out of reach"
             elif not self._target.quality:
                 stopped = "all was tried"
@@ -387,12 +284,12 @@ class _Search:
         metrics = {name: Measured(perfect.get(name, 0.0)) if name in perfect else nothing for name in scored.metrics}
         metrics.update(self._scorer.float_metrics)
         floats = described(self._float.data, Candidate("float", "float", Recipe(), len(self._float.data), metrics))
-        self._candidates = [floats, self._candidate("int8", "int8", plain, data, scored)]
-        self._scored[recipe_key(plain)] = scored
+        self._judge.candidates = [floats, self._candidate("int8", "int8", plain, data, scored)]
+        self._judge.scored[recipe_key(plain)] = scored
         if any(clause.metric == "latency" for clause in self._target.budgets):
-            self._candidates = [self._with_latency(one) for one in self._candidates]
-        self._goals = {str(clause): self._goal(clause) for clause in self._target.clauses if clause.metric != "time"}
-        self._candidates[1] = self._judged(self._candidates[1])
+            self._judge.candidates = [self._with_latency(one) for one in self._judge.candidates]
+        self._judge.set_goals()
+        self._judge.candidates[1] = self._judged(self._judge.candidates[1])
         self._report()
 
     def _stages(self) -> None:
@@ -415,7 +312,7 @@ class _Search:
         self._try([("trained quantization-aware", "training", recipe)])
 
     def _is_done(self) -> bool:
-        return bool(self._target.quality) and self._candidates[self._best()].met and not self._options.explore
+        return bool(self._target.quality) and self._judge.candidates[self._judge.best()].met and not self._options.explore
 
     def _bound(self) -> None:
         """Measures the model with 16-bit activations throughout: what more bits can give back at all."""
@@ -430,7 +327,7 @@ class _Search:
 
     def _integer(self) -> None:
         def variants() -> None:
-            self._try(self._variants(self._integer_best().recipe))
+            self._try(self._variants(self._judge.best_integer().recipe))
 
         # A bias that was right for the old ranges need not be for the new ones, so that these are fitted before and not after.
         for stage in (lambda: self._try(self._ranged()), variants, self._fit, self._tune):
@@ -483,7 +380,7 @@ class _Search:
 
     def _fit(self) -> None:
         """Rounds weights and corrects biases, each and both."""
-        recipe = self._integer_best().recipe
+        recipe = self._judge.best_integer().recipe
         if recipe.tuned or recipe.rounded or recipe.biases_corrected:
             return
         named = _named(recipe)
@@ -497,7 +394,7 @@ class _Search:
             self._try([(f"{named} + {words}", kind, changed)])
 
     def _tune(self) -> None:
-        best = self._integer_best()
+        best = self._judge.best_integer()
         base = self._workshop.based(best.recipe)
         decisions = [index for index, kind in decision_tensors(base.quantized) if kind != VALUES]
         order = self._ranked(best.recipe)
@@ -584,7 +481,7 @@ class _Search:
         return None, "sqnr_db"
 
     def _spend(self) -> None:
-        best = self._integer_best()
+        best = self._judge.best_integer()
         order = self._ranked(best.recipe)
         if not order:
             return
@@ -615,11 +512,13 @@ class _Search:
         the first that does is tried in portions, and not by halves alone.
         """
         while True:
-            spent = [one for one in self._candidates if self._nodes(one.recipe) and self._is_prefix(one.recipe, recipe, order)]
+            spent = [
+                one for one in self._judge.candidates if self._nodes(one.recipe) and self._is_prefix(one.recipe, recipe, order)
+            ]
             reaching = [one for one in spent if one.met]
             if not reaching:
                 return None
-            fewest = min(reaching, key=self._cost)
+            fewest = min(reaching, key=self._judge.cost)
             count = len(self._nodes(fewest.recipe))
             below = max((len(self._nodes(one.recipe)) for one in spent if len(self._nodes(one.recipe)) < count), default=0)
             between = range(below + 1, count)
@@ -640,7 +539,7 @@ class _Search:
             int8_weights = chosen.recipe.int8_weights
             tried = self._try([self._without(recipe, rest, int8_weights) for rest in without.values()])
             by_node = dict(zip(without, tried, strict=True))
-            fit = [name for name in sorted(nodes, key=lambda one: self._objective(by_node[one])) if _meets(by_node[name])]
+            fit = [name for name in sorted(nodes, key=lambda one: self._judge.objective(by_node[one])) if _meets(by_node[name])]
             if not fit:
                 return
             # All that can be missed alone, then fewer of them: together they may be missed after all.
@@ -648,7 +547,7 @@ class _Search:
             found = [
                 one for one in self._try([self._spent(recipe, rest, int8_weights) for rest in sets if rest]) if _meets(one)
             ]
-            chosen = min([one for one in found if one is not None], key=self._cost, default=chosen)
+            chosen = min([one for one in found if one is not None], key=self._judge.cost, default=chosen)
             if not found or len(self._nodes(chosen.recipe)) >= len(nodes):
                 return
 
@@ -660,7 +559,7 @@ class _Search:
 
     def _try(self, recipes: Sequence[tuple[str, str, Recipe]]) -> list[Candidate | None]:
         """Measures models, those that are not known; returns one for each, None where it cannot be made."""
-        known = {recipe_key(candidate.recipe): candidate for candidate in self._candidates[1:]}
+        known = {recipe_key(candidate.recipe): candidate for candidate in self._judge.candidates[1:]}
         new = {recipe_key(recipe): (label, kind, recipe) for label, kind, recipe in recipes}
         new = {key: entry for key, entry in new.items() if key not in known}
         keys = list(new)
@@ -668,7 +567,7 @@ class _Search:
             if self._left() <= 0.0:
                 raise _EndError("time")
             self._measure_all({key: new[key] for key in keys[start : start + _AT_ONCE]})
-        known = {recipe_key(candidate.recipe): candidate for candidate in self._candidates[1:]}
+        known = {recipe_key(candidate.recipe): candidate for candidate in self._judge.candidates[1:]}
         return [known.get(recipe_key(recipe)) for _, _, recipe in recipes]
 
     def _measure_all(self, new: Mapping[str, tuple[str, str, Recipe]]) -> None:
@@ -678,14 +577,14 @@ class _Search:
                 made[key] = self._workshop.build(recipe)
             except (ConversionError, ModelError, OptionError, InterpreterError) as error:
                 self._note(f"{label}: {error}")
-        before = self._best()
+        before = self._judge.best()
         for key, scored in self._measured(made).items():
             label, kind, recipe = new[key]
-            self._scored[key] = scored
-            self._candidates.append(self._judged(self._candidate(label, kind, recipe, made[key], scored)))
-        if self._best() != before:
-            best = self._best()
-            self._candidates[best] = dataclasses.replace(self._candidates[best], kept=True)
+            self._judge.scored[key] = scored
+            self._judge.candidates.append(self._judged(self._candidate(label, kind, recipe, made[key], scored)))
+        if self._judge.best() != before:
+            best = self._judge.best()
+            self._judge.candidates[best] = dataclasses.replace(self._judge.candidates[best], kept=True)
         self._report()
 
     def _measured(self, models: Mapping[str, bytes]) -> dict[str, Scored]:
@@ -716,10 +615,10 @@ class _Search:
         clauses = [clause for clause in self._target.clauses if clause.metric != "time"]
         if any(clause.metric == "latency" for clause in clauses):
             others = [clause for clause in clauses if clause.metric != "latency"]
-            if not self._is_met(candidate, others):
+            if not self._judge.is_met(candidate, others):
                 return candidate
             candidate = self._with_latency(candidate)
-        return dataclasses.replace(candidate, met=self._is_met(candidate, clauses))
+        return dataclasses.replace(candidate, met=self._judge.is_met(candidate, clauses))
 
     def _with_latency(self, candidate: Candidate) -> Candidate:
         if not math.isnan(candidate.milliseconds):
@@ -731,47 +630,6 @@ class _Search:
     def _bytes_of(self, candidate: Candidate) -> bytes:
         return self._workshop.build(candidate.recipe)
 
-    def _objective(self, candidate: Candidate | None) -> float:
-        return math.inf if candidate is None else self._scored[recipe_key(candidate.recipe)].objective
-
-    def _integer_best(self) -> Candidate:
-        """Returns the model without anything spent whose outputs are nearest to the float model's."""
-        made = [one for one in self._candidates[1:] if not one.recipe.trained]
-        integer = [one for one in made if not one.recipe.float_nodes and not one.recipe.int16_nodes]
-        return min(integer, key=self._objective)
-
-    def _cost(self, candidate: Candidate) -> tuple[Any, ...]:
-        """Returns what makes one candidate cheaper than another: size, then operators in float, then its error."""
-        plain = self._candidates[1].size
-        size = round(candidate.size / plain / _SAME_SIZE)
-        return max(size, round(1.0 / _SAME_SIZE)), candidate.float_operators, size, self._objective(candidate)
-
-    def _best(self) -> int:
-        """Returns the position of the candidate that would be handed back now."""
-        budgets = [clause for clause in self._target.budgets if clause.metric != "latency"]
-
-        def key(position: int) -> tuple[Any, ...]:
-            candidate = self._candidates[position]
-            if candidate.met and self._target.quality:
-                return (0, *self._cost(candidate))
-            within = self._is_met(candidate, budgets)
-            return (1 if within else 2, *self._shortfall(candidate), self._objective(candidate), *self._cost(candidate))
-
-        return min(range(1, len(self._candidates)), key=key)
-
-    def _shortfall(self, candidate: Candidate) -> tuple[float, ...]:
-        """Returns by how much a candidate misses each condition on quality, the main one first."""
-        missing = []
-        for clause in self._target.quality:
-            value, goal = _value(candidate, clause.metric), self._goals[str(clause)]
-            gap = (goal - value) if clause.at_least else (value - goal)
-            if clause.metric == "top_1" and "expected_loss" in candidate.metrics:
-                # Which of two misses by less is a matter of a few samples; what is expected to be lost is less so.
-                allowed = _value(self._candidates[0], "top_1") - goal
-                gap = candidate.metrics["expected_loss"].value - allowed
-            missing.append(math.inf if math.isnan(gap) else max(0.0, gap))
-        return tuple(missing)
-
     # -- what is known --
 
     @property
@@ -782,34 +640,23 @@ class _Search:
     def _left(self) -> float:
         return self._limit - (time.monotonic() - self._begun)
 
-    def _front(self) -> tuple[int, ...]:
-        """Returns the candidates that none beats in the main metric at the same size or a smaller one."""
-        sign = 1.0 if self._large_is_good(self._main) else -1.0
-        order = sorted(
-            range(1, len(self._candidates)),
-            key=lambda i: (self._candidates[i].size, -sign * _value(self._candidates[i], self._main), i),
-        )
-        front, best = [], -math.inf
-        for position in order:
-            value = sign * _value(self._candidates[position], self._main)
-            if value > best:
-                front.append(position)
-                best = value
-        return tuple(front)
-
     def _outcome(self, stopped: str) -> Outcome:
         from tflite_qdebug import __version__
 
         names = [clause.metric for clause in self._target.quality]
-        metrics = tuple(dict.fromkeys([*names, *self._task.functions, self._main]))
+        metrics = tuple(dict.fromkeys([*names, *self._task.functions, self._judge.main]))
         return Outcome(
             str(self._target),
             metrics,
-            {clause.metric: self._goals[str(clause)] for clause in self._target.clauses if str(clause) in self._goals},
-            {name: self._large_is_good(name) for name in metrics},
-            tuple(self._candidates),
-            self._best(),
-            self._front(),
+            {
+                clause.metric: self._judge.goals[str(clause)]
+                for clause in self._target.clauses
+                if str(clause) in self._judge.goals
+            },
+            {name: self._judge.large_is_good(name) for name in metrics},
+            tuple(self._judge.candidates),
+            self._judge.best(),
+            self._judge.front(),
             tuple(self._upper),
             samples=self._scorer.samples,
             stopped=stopped,
@@ -849,7 +696,7 @@ class _Search:
         """Adds the latency of what a reader would compare."""
         shown = {0, 1, outcome.best, *outcome.front}
         found = [self._with_latency(one) if i in shown else one for i, one in enumerate(outcome.candidates)]
-        self._candidates = found
+        self._judge.candidates = found
         return dataclasses.replace(outcome, candidates=tuple(found))
 
     def _proved(self, outcome: Outcome, data: bytes) -> Outcome:
@@ -866,21 +713,13 @@ class _Search:
         for one, name in ((plain, "int8"), (best, "fixed")):
             measured = scored[name]
             proof.append(dataclasses.replace(one, metrics=measured.metrics, differences=measured.differences))
-        met = self._is_met(proof[-1], [clause for clause in self._target.quality if clause.base != "int8"])
+        met = self._judge.is_met(proof[-1], [clause for clause in self._target.quality if clause.base != "int8"])
         proof[-1] = dataclasses.replace(proof[-1], met=met)
         return dataclasses.replace(outcome, proof=tuple(proof), proof_samples=scorer.samples)
 
     def _note(self, words: str) -> None:
         if words not in self._notes:
             self._notes.append(words)
-
-
-def _value(candidate: Candidate, metric: str) -> float:
-    """Returns a metric or a cost of a candidate; NaN where it has none."""
-    costs = {"size": candidate.size, "latency": candidate.milliseconds, "float_operators": candidate.float_operators}
-    if metric in costs:
-        return float(costs[metric])
-    return candidate.metrics[metric].value if metric in candidate.metrics else math.nan
 
 
 def _meets(candidate: Candidate | None) -> bool:

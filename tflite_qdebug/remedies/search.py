@@ -481,19 +481,28 @@ class _Search:
         return None, "sqnr_db"
 
     def _spend(self) -> None:
-        best = self._judge.best_integer()
-        order = self._ranked(best.recipe)
-        if not order:
-            return
-        counts = [count for count in _COUNTS if count < len(order)] + [len(order)]
-        self._try([self._spent(best.recipe, order[:count]) for count in counts])
-        if self._options.spend == "float":
-            self._try([self._spent(best.recipe, order[:count], False) for count in counts])
-        if not self._target.quality:
-            return
-        chosen = self._narrowed(best.recipe, order, counts)
-        if chosen is not None:
-            self._pruned(best.recipe, chosen)
+        found = []
+        for recipe in self._bases():
+            order = self._ranked(recipe)
+            counts = [count for count in _COUNTS if count < len(order)] + [len(order)] * bool(order)
+            self._try([self._spent(recipe, order[:count]) for count in counts])
+            if self._options.spend == "float":
+                self._try([self._spent(recipe, order[:count], False) for count in counts])
+            if order and self._target.quality:
+                chosen = self._narrowed(recipe, order)
+                found += [] if chosen is None else [(recipe, chosen)]
+        if found:
+            self._pruned(*min(found, key=lambda one: self._judge.cost(one[1])))
+
+    def _bases(self) -> list[Recipe]:
+        """Returns what nodes are left float of: the best integer model, and the best whose weights and biases are as they were.
+
+        Fitted weights and biases make good what the layers before get wrong. Where these are float, nothing is wrong, and what
+        makes it good is an error of its own.
+        """
+        best = self._judge.best_integer().recipe
+        plain = dataclasses.replace(best, rounded=False, biases_corrected=False, tuned={})
+        return [best] if best == plain else [best, plain]
 
     def _spent(self, recipe: Recipe, nodes: Sequence[str], int8_weights: bool = True) -> tuple[str, str, Recipe]:
         count = f"{len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}"
@@ -505,7 +514,7 @@ class _Search:
     def _nodes(self, recipe: Recipe) -> tuple[str, ...]:
         return recipe.int16_nodes if self._options.spend == "int16" else recipe.float_nodes
 
-    def _narrowed(self, recipe: Recipe, order: Sequence[str], counts: Sequence[int]) -> Candidate | None:
+    def _narrowed(self, recipe: Recipe, order: Sequence[str]) -> Candidate | None:
         """Looks for the fewest nodes that reach the target; None where no number does.
 
         The error is no smooth function of how many nodes are float, so that what lies between the last number that does not and
@@ -525,7 +534,9 @@ class _Search:
             if not between:
                 return fewest
             step = max(1, len(between) // 8)
-            self._try([self._spent(recipe, order[:number], fewest.recipe.int8_weights) for number in between[::step]])
+            tried = self._try([self._spent(recipe, order[:number], fewest.recipe.int8_weights) for number in between[::step]])
+            if not any(tried):  # none of them can be made
+                return fewest
 
     def _is_prefix(self, recipe: Recipe, base: Recipe, order: Sequence[str]) -> bool:
         nodes = self._nodes(recipe)

@@ -29,6 +29,8 @@ class Judge:
         candidates: The float model first, then plain int8, then all others in the order in which they were tried.
         scored: What was measured of each but the float model, by the key of its recipe.
         goals: The numbers to be reached, by the words of their conditions.
+        margin: By how many standard errors an accuracy has to be within the target; to be set where many candidates are much
+            alike, of which the best is mostly the luckiest.
     """
 
     def __init__(self, target: Target, default_metric: str) -> None:
@@ -42,6 +44,7 @@ class Judge:
         self.candidates: list[Candidate] = []
         self.scored: dict[str, Scored] = {}
         self.goals: dict[str, float] = {}
+        self.margin = 0.0
 
     def set_goals(self) -> None:
         """Works out the goals from the float model and plain int8, the first two candidates.
@@ -87,10 +90,9 @@ class Judge:
         allowed = value_of(self.candidates[0], "top_1") - self.goals[str(clause)]
         if allowed <= 0.0 or candidate.differences["top_1"].low >= -allowed:
             return False
-        # The best of many candidates is partly the luckiest, so that it shall hold a standard error away as well.
         expected = candidate.metrics["expected_loss"]
         error = (expected.high - expected.low) / (2.0 * _STANDARD_ERRORS)
-        return expected.value + (0.0 if math.isnan(error) else error) > allowed
+        return expected.value + (0.0 if math.isnan(error) else self.margin * error) > allowed
 
     @property
     def main(self) -> str:

@@ -545,6 +545,7 @@ class _Search:
 
     def _pruned(self, recipe: Recipe, chosen: Candidate) -> None:
         """Takes back nodes that proved unneeded, as many as the target allows for."""
+        self._judge.margin = 1.0
         while len(nodes := self._nodes(chosen.recipe)) > 1:
             without = {name: [other for other in nodes if other != name] for name in nodes}
             int8_weights = chosen.recipe.int8_weights

@@ -52,6 +52,8 @@ _SENSITIVITY_SAMPLES = 32
 _COUNTS = (1, 2, 3, 5, 8, 12, 16, 20, 25, 30, 40, 50, 65, 80, 100, 150, 250, 400, 700, 1000)
 # Where less of the time is left, no weights or biases are fitted any more.
 _LEAST_SHARE = 0.4
+# How often nodes are taken back: each time as many models are measured as there are nodes left.
+_PRUNINGS = 2
 # Models that are measured in one pass: each holds an interpreter.
 _AT_ONCE = 16
 # Of the values of a tensor, which share its range holds.
@@ -546,7 +548,8 @@ class _Search:
     def _pruned(self, recipe: Recipe, chosen: Candidate) -> None:
         """Takes back nodes that proved unneeded, as many as the target allows for."""
         self._judge.margin = 1.0
-        while len(nodes := self._nodes(chosen.recipe)) > 1:
+        for _ in range(_PRUNINGS):
+            nodes = self._nodes(chosen.recipe)
             without = {name: [other for other in nodes if other != name] for name in nodes}
             int8_weights = chosen.recipe.int8_weights
             tried = self._try([self._without(recipe, rest, int8_weights) for rest in without.values()])
@@ -556,11 +559,10 @@ class _Search:
                 return
             # All that can be missed alone, then fewer of them: together they may be missed after all.
             sets = [[name for name in nodes if name not in fit[:count]] for count in range(1, len(fit) + 1)]
-            found = [
-                one for one in self._try([self._spent(recipe, rest, int8_weights) for rest in sets if rest]) if _meets(one)
-            ]
+            fewer = self._try([self._without(recipe, rest, int8_weights) for rest in sets if rest])
+            found = [one for one in fewer if _meets(one)]
             chosen = min([one for one in found if one is not None], key=self._judge.cost, default=chosen)
-            if not found or len(self._nodes(chosen.recipe)) >= len(nodes):
+            if not found or not 1 < len(self._nodes(chosen.recipe)) < len(nodes):
                 return
 
     def _without(self, recipe: Recipe, nodes: Sequence[str], int8_weights: bool) -> tuple[str, str, Recipe]:

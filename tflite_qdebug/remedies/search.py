@@ -53,7 +53,7 @@ _COUNTS = (1, 2, 3, 5, 8, 12, 16, 20, 25, 30, 40, 50, 65, 80, 100, 150, 250, 400
 # Where less of the time is left, no weights or biases are fitted any more.
 _LEAST_SHARE = 0.4
 # How often nodes are taken back: each time as many models are measured as there are nodes left.
-_PRUNINGS = 2
+_PRUNINGS = 6
 # Models that are measured in one pass: each holds an interpreter.
 _AT_ONCE = 16
 # Of the values of a tensor, which share its range holds.

@@ -35,6 +35,8 @@ __all__ = ["CALIBRATED_KINDS", "KINDS", "CalibratedModel", "FloatModel", "FloatN
 KINDS = ("float", "float16", "dynamic_range", "int8", "full_integer", "int16x8")
 #: Those of them that need calibrated ranges.
 CALIBRATED_KINDS = ("int8", "full_integer", "int16x8")
+#: Files that hold a Keras model.
+KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
 _IO_TYPES = {
     "int8": ("float32", "int8", "uint8"),
     "full_integer": ("int8", "uint8", "float32"),
@@ -123,7 +125,7 @@ def _load_path(path: Path) -> FloatModel:
         if not (path / "saved_model.pb").exists():
             raise ModelError(f"{path} is a folder without saved_model.pb: expected a SavedModel directory or a model file")
         return FloatModel(tf_private.convert_to_float(tf_private.converter_from_saved_model(str(path))), str(path))
-    if path.suffix in (".keras", ".h5", ".hdf5"):
+    if path.suffix in KERAS_SUFFIXES:
         if not path.exists():
             raise ModelError(f"cannot read the model {path}: No such file or directory")
         keras_model = tf_private.load_keras_model(str(path))

@@ -6,6 +6,7 @@ The functions here say what is wrong with *one* sample. Which dataset it was, an
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
@@ -65,6 +66,14 @@ class Sample:
     inputs: List[Array]
     label: Any = None
     signature: Optional[str] = None
+
+    @property
+    def sha256(self) -> str:
+        """Hash of label and inputs, hexadecimal: what tells its content from another's."""
+        content = hashlib.sha256(repr(self.label).encode())
+        for array in self.inputs:
+            content.update(np.ascontiguousarray(array).tobytes())
+        return content.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
-
-import numpy as np
 
 from tflite_qdebug.analyses.layer_error import RealValued
 from tflite_qdebug.conversion import FloatModel
@@ -63,9 +60,5 @@ class SampleSets:
         described: list[Any] = [self.limit]
         for source, role in ((self.representative, "representative dataset"), (self.debug, "debug dataset")):
             samples = self.opened(source, role)
-            first = samples.ahead(1)[0]
-            content = hashlib.sha256(repr(first.label).encode())
-            for array in first.inputs:
-                content.update(np.ascontiguousarray(array).tobytes())
-            described += [samples.description, content.hexdigest()]
+            described += [samples.description, samples.ahead(1)[0].sha256]
         return described

@@ -24,7 +24,7 @@ from tflite_qdebug.analyses.evaluation import task_functions
 from tflite_qdebug.analyses.mixed_pair import Task
 from tflite_qdebug.analyses.sensitivity import sensitivity
 from tflite_qdebug.collect import Backend
-from tflite_qdebug.conversion import FloatModel, load_float_model
+from tflite_qdebug.conversion import KERAS_SUFFIXES, FloatModel, load_float_model
 from tflite_qdebug.edit import expose
 from tflite_qdebug.errors import ConversionError, DatasetError, InterpreterError, ModelError, OptionError
 from tflite_qdebug.files import write_atomically
@@ -155,7 +155,7 @@ def fix(
     for clause in wanted.quality:
         if clause.metric in ACCURACIES:
             functions.setdefault(clause.metric, ACCURACIES[clause.metric])
-    trainable = tf_private.is_keras_model(float_model) or str(float_model).endswith((".keras", ".h5", ".hdf5"))
+    trainable = tf_private.is_keras_model(float_model) or str(float_model).endswith(KERAS_SUFFIXES)
     if training_data is not None and not trainable:
         raise OptionError(
             f"got training data for {type(float_model).__name__}, which cannot be trained; expected a Keras model"
@@ -227,6 +227,7 @@ class _Search:
         )
         self._check_labels()
         debug = data.opened(data.debug, "debug dataset")
+        self._debug_described = debug.description
         self._scorer = Scorer(float_model.model, debug, self._task, backend, progress)
         self._judge = Judge(self._target, next(iter(self._task.functions), "sqnr_db"))
         self._upper: list[Candidate] = []
@@ -681,7 +682,7 @@ class _Search:
                 "float_model": self._float.origin,
                 "float_model_sha256": self._float.model.sha256,
                 "representative_dataset": self._workshop.calibrated().dataset,
-                "debug_dataset": self._data.opened(self._data.debug, "debug dataset").description,
+                "debug_dataset": self._debug_described,
                 "spend": self._options.spend,
                 **self._scorer.provenance,
             },

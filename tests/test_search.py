@@ -197,6 +197,12 @@ def test_nothing_is_spent_where_that_is_asked(pair: faulty_models.Pair) -> None:
     assert found.outcome.candidates[1].edgetpu_operators is not None
 
 
+def test_one_scale_for_all_channels_holds_for_all_candidates(pair: faulty_models.Pair) -> None:
+    found = fixed(pair, "sqnr >= 80 dB", spend="nothing", per_channel=False)
+    assert len(found.outcome.candidates) > 5
+    assert not any(one.recipe.per_channel for one in found.outcome.candidates[1:])
+
+
 def test_16_bits_are_spent(pair: faulty_models.Pair) -> None:
     # Nodes in 16 bits get weights of their own, so that the broken ones are gone.
     broken, _ = planted(pair)

@@ -346,7 +346,9 @@ class _Search:
             chosen[method] = self._workshop.ranges(method)
         chosen["what their readers need"] = self._workshop.ranges("minmax")
         return [
-            (f"ranges by {name}", "ranges", Recipe(ranges=ranges, ranges_by=name)) for name, ranges in chosen.items() if ranges
+            (f"ranges by {name}", "ranges", dataclasses.replace(self._start, ranges=ranges, ranges_by=name))
+            for name, ranges in chosen.items()
+            if ranges
         ]
 
     def _variants(self, recipe: Recipe) -> list[tuple[str, str, Recipe]]:

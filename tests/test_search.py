@@ -24,7 +24,7 @@ from tflite_qdebug.errors import DatasetError, MetricError, OptionError, OutputE
 from tflite_qdebug.findings import _load_part
 from tflite_qdebug.model import Model
 from tflite_qdebug.outcome import Candidate, Outcome, Recipe
-from tflite_qdebug.remedies import search, workshop
+from tflite_qdebug.remedies import ranking, search, spending, workshop
 from tflite_qdebug.remedies.bias_correction import CorrectedBiases
 from tflite_qdebug.remedies.cost import described, edgetpu_operators, float_islands
 from tflite_qdebug.remedies.handout import read_recipe
@@ -37,11 +37,12 @@ BUILTIN = Backend(kernels="builtin", workers=1, isolate=False)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer samples and models than a user's search takes."""
-    monkeypatch.setattr(search, "_COUNTS", (1, 2, 4))
+    monkeypatch.setattr(spending, "_COUNTS", (1, 2, 4))
+    monkeypatch.setattr(ranking, "_DAMAGE_SAMPLES", 8)
+    monkeypatch.setattr(ranking, "_GAIN_SAMPLES", 8)
     monkeypatch.setattr(search, "_TUNED_SLOTS", 3)
     monkeypatch.setattr(search, "_ROUNDS", 1)
     monkeypatch.setattr(search, "_TUNING_SAMPLES", 6)
-    monkeypatch.setattr(search, "_SENSITIVITY_SAMPLES", 8)
     monkeypatch.setattr(workshop, "_ROUNDED_SAMPLES", 12)
     monkeypatch.setattr(workshop, "_CORRECTED_SAMPLES", 12)
     monkeypatch.setattr(search, "latency", lambda *arguments: 1.0)

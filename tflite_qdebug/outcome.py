@@ -43,6 +43,15 @@ class Recipe:
     int16_nodes: tuple[str, ...] = ()
     trained: bool = False
 
+    def in_words(self) -> str:
+        """Returns what is done where all nodes stay integer, without what is spent."""
+        words = [f"ranges by {self.ranges_by}" if self.ranges else "int8"]
+        words += ["equalized weights"] * self.equalized + ["per tensor"] * (not self.per_channel)
+        words += ["dense layers per tensor"] * (not self.per_channel_dense) + ["rounding"] * self.rounded
+        words += [f"{len(self.split)} tensors split"] * bool(self.split)
+        words += ["biases"] * self.biases_corrected + ["tuned ranges"] * bool(self.tuned)
+        return " + ".join(words)
+
 
 @dataclasses.dataclass(frozen=True)
 class Measured:

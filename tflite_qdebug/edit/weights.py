@@ -23,8 +23,6 @@ __all__ = ["cast_weights_to_float16", "fold_float16", "quantize_weights", "store
 _FLOAT16_MAXIMUM = float(np.finfo(np.float16).max)
 # TensorFlow leaves weights of fewer elements in float when it quantizes weights alone.
 _MINIMUM_WEIGHTS = 1024
-# Fewer elements take less room as float32 than a DEQUANTIZE with its tensors does.
-_MINIMUM_STORED = 256
 # Operators whose float kernels take weights that were dequantized on the way.
 _STORED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 # ... and takes no smaller greatest magnitude than this, so that a channel of zeros has a scale.
@@ -98,7 +96,8 @@ def store_weights_as_int8(model: Model) -> bytes:
 
     The operators compute in float as before; their weights are rounded per output channel (symmetric, -127..127), as they are
     in a quantized model. So an operator that is left float takes no more room in the file than a quantized one. The interpreter
-    dequantizes them once, when the model is first invoked. Weights of fewer than 256 elements stay: there is nothing to win.
+    dequantizes them once, when the model is first invoked. Weights of fewer than 1024 elements stay, as in
+    TensorFlow's dynamic-range models: there is little to win, and as much to lose as elsewhere.
     """
     unpacked = unpack(model)
     integers: _Integers = {}
@@ -127,7 +126,7 @@ def _storable(subgraph: Subgraph) -> dict[int, int | None]:
     for index, places in readers.items():
         tensor = subgraph.tensors[index]
         axes = {_HYBRID[name].axis if name in _STORED and position == 1 else -1 for name, position in places}
-        enough = tensor.is_constant and tensor.is_float and int(np.prod(tensor.shape)) >= _MINIMUM_STORED
+        enough = tensor.is_constant and tensor.is_float and int(np.prod(tensor.shape)) >= _MINIMUM_WEIGHTS
         if index >= 0 and enough and len(axes) == 1 and -1 not in axes:
             found[index] = axes.pop()
     return found

@@ -22,7 +22,6 @@ from tflite_qdebug import tf_private
 from tflite_qdebug.analyses.evaluation import METRICS as ACCURACIES
 from tflite_qdebug.analyses.evaluation import task_functions
 from tflite_qdebug.analyses.mixed_pair import Task
-from tflite_qdebug.analyses.sensitivity import sensitivity
 from tflite_qdebug.collect import Backend
 from tflite_qdebug.conversion import KERAS_SUFFIXES, FloatModel, load_float_model
 from tflite_qdebug.edit import expose
@@ -35,25 +34,21 @@ from tflite_qdebug.remedies.handout import save_recipe
 from tflite_qdebug.remedies.int16 import int16_model
 from tflite_qdebug.remedies.judging import Judge
 from tflite_qdebug.remedies.logbook import Logbook
+from tflite_qdebug.remedies.ranking import Ranking
 from tflite_qdebug.remedies.sample_sets import SampleSets
 from tflite_qdebug.remedies.scoring import VALUES, Scored, Scorer, decision_tensors, latency
+from tflite_qdebug.remedies.spending import SPENDING, Spending
 from tflite_qdebug.remedies.target import Clause, Target, parse_target
 from tflite_qdebug.remedies.tuning import tune_ranges
 from tflite_qdebug.remedies.workshop import Base, Workshop, recipe_key
 
 __all__ = ["SPENDING", "Fixed", "fix"]
 
-#: What may be spent where integer operators alone do not reach the target.
-SPENDING = ("float", "int16", "nothing")
 _SECONDS = 900.0
 # Of the time that is left when ranges are tuned, and how many samples they are tuned on.
 _TUNING_SHARE, _TUNING_SAMPLES, _TUNED_SLOTS, _ROUNDS = 0.3, 100, 48, 1
-_SENSITIVITY_SAMPLES = 32
-_COUNTS = (1, 2, 3, 5, 8, 12, 16, 20, 25, 30, 40, 50, 65, 80, 100, 150, 250, 400, 700, 1000)
 # Where less of the time is left, no weights or biases are fitted any more.
 _LEAST_SHARE = 0.4
-# How often nodes are taken back: each time as many models are measured as there are nodes left.
-_PRUNINGS = 6
 # Models that are measured in one pass: each holds an interpreter.
 _AT_ONCE = 16
 # Of the values of a tensor, which share its range holds.
@@ -230,6 +225,7 @@ class _Search:
         self._debug_described = debug.description
         self._scorer = Scorer(float_model.model, debug, self._task, backend, progress)
         self._judge = Judge(self._target, next(iter(self._task.functions), "sqnr_db"))
+        self._ranking = Ranking(self._workshop, data, self._scorer, self._logbook, self._folder, progress)
         self._upper: list[Candidate] = []
         self._written = ""
 
@@ -357,20 +353,20 @@ class _Search:
         unbalanced = self._workshop.unbalanced(recipe)
         if unbalanced:
             changed = dataclasses.replace(recipe, split=unbalanced)
-            found.append((f"{_named(recipe)} + {len(unbalanced)} tensors split", "ranges", changed))
+            found.append((f"{recipe.in_words()} + {len(unbalanced)} tensors split", "ranges", changed))
         if self._workshop.is_given:
             return found
         try:
             if self._workshop.can_equalize:
                 ranges = self._ranges_again(recipe)
                 changed = dataclasses.replace(recipe, equalized=True, ranges=ranges)
-                found.append((f"{_named(recipe)} + equalized weights", "equalization", changed))
+                found.append((f"{recipe.in_words()} + equalized weights", "equalization", changed))
         except ModelError as error:
             self._note(f"weights are not equalized: {error}")
         dense = any(operator.name == "FULLY_CONNECTED" for operator in self._float.model.main.operators)
         if dense and recipe.per_channel and recipe.per_channel_dense:
             changed = dataclasses.replace(recipe, per_channel_dense=False)
-            found.append((f"{_named(recipe)} + dense layers per tensor", "weights", changed))
+            found.append((f"{recipe.in_words()} + dense layers per tensor", "weights", changed))
         return found
 
     def _ranges_again(self, recipe: Recipe) -> dict[str, tuple[float, float]]:
@@ -388,7 +384,7 @@ class _Search:
         recipe = self._judge.best_integer().recipe
         if recipe.tuned or recipe.rounded or recipe.biases_corrected:
             return
-        named = _named(recipe)
+        words_before = recipe.in_words()
         corrected, rounded = dataclasses.replace(recipe, biases_corrected=True), dataclasses.replace(recipe, rounded=True)
         both = dataclasses.replace(rounded, biases_corrected=True)
         steps = (("biases", "bias", corrected), ("rounding", "rounding", rounded), ("rounding and biases", "rounding", both))
@@ -396,13 +392,13 @@ class _Search:
             # What comes behind may be what it takes: each of these takes as long as it takes.
             if self._is_done() or self._left() < _LEAST_SHARE * self._limit:
                 return
-            self._try([(f"{named} + {words}", kind, changed)])
+            self._try([(f"{words_before} + {words}", kind, changed)])
 
     def _tune(self) -> None:
         best = self._judge.best_integer()
         base = self._workshop.based(best.recipe)
         decisions = [index for index, kind in decision_tensors(base.quantized) if kind != VALUES]
-        order = self._ranked(best.recipe)
+        order = self._ranking.by_damage(best.recipe)
         tensors = [base.slots[name].tensors[0] for name in self._slot_names(base, order)][:_TUNED_SLOTS]
         if not tensors:
             self._note("no range could be tuned: none can change that the outputs depend on")
@@ -427,7 +423,7 @@ class _Search:
             self._note(f"the time for tuning ranges ran out after {tuned.tried} models; more time may give more")
         if chosen:
             recipe = dataclasses.replace(best.recipe, tuned=chosen)
-            self._try([(f"{_named(best.recipe)}, {len(chosen)} tuned together", "ranges", recipe)])
+            self._try([(f"{best.recipe.in_words()}, {len(chosen)} tuned together", "ranges", recipe)])
 
     def _tuning_scorer(self, count: int) -> Scorer:
         samples = self._data.opened(self._data.representative, "representative dataset", max(count, 8))
@@ -448,129 +444,8 @@ class _Search:
 
     # -- what costs something --
 
-    def _ranked(self, recipe: Recipe) -> list[str]:
-        """Returns the nodes, the most sensitive first."""
-        base = self._workshop.based(recipe)
-        key = "sensitivity " + recipe_key(recipe)
-        known = self._logbook.get(key, "order")
-        if known is None:
-            limit = min(_SENSITIVITY_SAMPLES, self._data.limit or _SENSITIVITY_SAMPLES)
-            node, metric = self._place_of_error(base)
-            saved = (
-                None if self._folder is None else self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.partial.json"
-            )
-            found = sensitivity(
-                base.float_model.data,
-                base.quantized.data,
-                self._data.debug,
-                output_node=node,
-                metric=metric,
-                limit=limit,
-                backend=self._scorer.backend,
-                progress=self._progress,
-                saved=saved,
-            )
-            known = [found.nodes[position] for position in found.order()]
-            rest = [node.name for node in base.mixed.nodes if node.quantized and node.name not in known]
-            self._logbook.put(key, "order", [*known, *rest])
-            known = [*known, *rest]
-        return list(known)
-
-    def _place_of_error(self, base: Base) -> tuple[str | None, str]:
-        """Returns at which node the error is measured, and by which metric: before a final softmax, which hides most of it."""
-        decisions = decision_tensors(base.float_model)
-        if len(decisions) == 1 and decisions[0][1] != VALUES:
-            name = base.float_model.main.tensors[decisions[0][0]].name
-            if name in {node.name for node in base.mixed.nodes}:
-                return name, "sqnr_db"
-        return None, "sqnr_db"
-
     def _spend(self) -> None:
-        found = []
-        for recipe in self._bases():
-            order = self._ranked(recipe)
-            counts = [count for count in _COUNTS if count < len(order)] + [len(order)] * bool(order)
-            self._try([self._spent(recipe, order[:count]) for count in counts])
-            if self._options.spend == "float":
-                self._try([self._spent(recipe, order[:count], False) for count in counts])
-            if order and self._target.quality:
-                chosen = self._narrowed(recipe, order)
-                found += [] if chosen is None else [(recipe, chosen)]
-        if found:
-            self._pruned(*min(found, key=lambda one: self._judge.cost(one[1])))
-
-    def _bases(self) -> list[Recipe]:
-        """Returns what nodes are left float of: the best integer model, and the best whose weights and biases are as they were.
-
-        Fitted weights and biases make good what the layers before get wrong. Where these are float, nothing is wrong, and what
-        makes it good is an error of its own.
-        """
-        best = self._judge.best_integer().recipe
-        plain = dataclasses.replace(best, rounded=False, biases_corrected=False, tuned={})
-        return [best] if best == plain else [best, plain]
-
-    def _spent(self, recipe: Recipe, nodes: Sequence[str], int8_weights: bool = True) -> tuple[str, str, Recipe]:
-        count = f"{len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}"
-        if self._options.spend == "int16":
-            return f"{_named(recipe)} + {count} 16-bit", "16x8", dataclasses.replace(recipe, int16_nodes=tuple(nodes))
-        name = f"{_named(recipe)} + {count} float" + (", int8 weights" if int8_weights else "")
-        return name, "float nodes", dataclasses.replace(recipe, float_nodes=tuple(nodes), int8_weights=int8_weights)
-
-    def _nodes(self, recipe: Recipe) -> tuple[str, ...]:
-        return recipe.int16_nodes if self._options.spend == "int16" else recipe.float_nodes
-
-    def _narrowed(self, recipe: Recipe, order: Sequence[str]) -> Candidate | None:
-        """Looks for the fewest nodes that reach the target; None where no number does.
-
-        The error is no smooth function of how many nodes are float, so that what lies between the last number that does not and
-        the first that does is tried in portions, and not by halves alone.
-        """
-        while True:
-            spent = [
-                one for one in self._judge.candidates if self._nodes(one.recipe) and self._is_prefix(one.recipe, recipe, order)
-            ]
-            reaching = [one for one in spent if one.met]
-            if not reaching:
-                return None
-            fewest = min(reaching, key=self._judge.cost)
-            count = len(self._nodes(fewest.recipe))
-            below = max((len(self._nodes(one.recipe)) for one in spent if len(self._nodes(one.recipe)) < count), default=0)
-            between = range(below + 1, count)
-            if not between:
-                return fewest
-            step = max(1, len(between) // 8)
-            tried = self._try([self._spent(recipe, order[:number], fewest.recipe.int8_weights) for number in between[::step]])
-            if not any(tried):  # none of them can be made
-                return fewest
-
-    def _is_prefix(self, recipe: Recipe, base: Recipe, order: Sequence[str]) -> bool:
-        nodes = self._nodes(recipe)
-        alone = dataclasses.replace(recipe, float_nodes=(), int16_nodes=(), int8_weights=False)
-        return recipe_key(alone) == recipe_key(base) and list(nodes) == list(order[: len(nodes)])
-
-    def _pruned(self, recipe: Recipe, chosen: Candidate) -> None:
-        """Takes back nodes that proved unneeded, as many as the target allows for."""
-        self._judge.margin = 1.0
-        for _ in range(_PRUNINGS):
-            nodes = self._nodes(chosen.recipe)
-            without = {name: [other for other in nodes if other != name] for name in nodes}
-            int8_weights = chosen.recipe.int8_weights
-            tried = self._try([self._without(recipe, rest, int8_weights) for rest in without.values()])
-            by_node = dict(zip(without, tried, strict=True))
-            fit = [name for name in sorted(nodes, key=lambda one: self._judge.objective(by_node[one])) if _meets(by_node[name])]
-            if not fit:
-                return
-            # All that can be missed alone, then fewer of them: together they may be missed after all.
-            sets = [[name for name in nodes if name not in fit[:count]] for count in range(1, len(fit) + 1)]
-            fewer = self._try([self._without(recipe, rest, int8_weights) for rest in sets if rest])
-            found = [one for one in fewer if _meets(one)]
-            chosen = min([one for one in found if one is not None], key=self._judge.cost, default=chosen)
-            if not found or not 1 < len(self._nodes(chosen.recipe)) < len(nodes):
-                return
-
-    def _without(self, recipe: Recipe, nodes: Sequence[str], int8_weights: bool) -> tuple[str, str, Recipe]:
-        name, kind, changed = self._spent(recipe, nodes, int8_weights)
-        return f"{name}, pruned", kind, changed
+        Spending(self._options.spend, self._judge, self._ranking, self._try, self._note).run()
 
     # -- trying --
 
@@ -737,17 +612,3 @@ class _Search:
     def _note(self, words: str) -> None:
         if words not in self._notes:
             self._notes.append(words)
-
-
-def _meets(candidate: Candidate | None) -> bool:
-    return candidate is not None and candidate.met
-
-
-def _named(recipe: Recipe) -> str:
-    """Returns a recipe without what is spent, in words."""
-    words = [f"ranges by {recipe.ranges_by}" if recipe.ranges else "int8"]
-    words += ["equalized weights"] * recipe.equalized + ["per tensor"] * (not recipe.per_channel)
-    words += ["dense layers per tensor"] * (not recipe.per_channel_dense) + ["rounding"] * recipe.rounded
-    words += [f"{len(recipe.split)} tensors split"] * bool(recipe.split)
-    words += ["biases"] * recipe.biases_corrected + ["tuned ranges"] * bool(recipe.tuned)
-    return " + ".join(words)

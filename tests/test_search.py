@@ -38,8 +38,7 @@ BUILTIN = Backend(kernels="builtin", workers=1, isolate=False)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer samples and models than a user's search takes."""
     monkeypatch.setattr(spending, "_COUNTS", (1, 2, 4))
-    monkeypatch.setattr(ranking, "_DAMAGE_SAMPLES", 8)
-    monkeypatch.setattr(ranking, "_GAIN_SAMPLES", 8)
+    monkeypatch.setattr(ranking, "_SAMPLES", 8)
     monkeypatch.setattr(search, "_TUNED_SLOTS", 3)
     monkeypatch.setattr(search, "_ROUNDS", 1)
     monkeypatch.setattr(search, "_TUNING_SAMPLES", 6)

@@ -68,8 +68,8 @@ class World:
             self.judge.candidates.append(found[-1])  # type: ignore[arg-type]
         return found
 
-    def by_damage(self, recipe: Recipe) -> list[str]:
-        return list(self.damage)
+    def by_damage(self, recipe: Recipe) -> dict[str, float]:
+        return {name: 1e-3 * (len(self.damage) - position) for position, name in enumerate(self.damage)}
 
     def types(self, recipe: Recipe) -> dict[str, str]:
         return {name: "ADD" if name in "gh" else f"OP_{name}" for name in NODES}
@@ -240,11 +240,11 @@ def test_gains_by_hand(outputs: dict[str, float], error: float, gains: dict[str,
 
 def test_portions_grow_with_what_is_float_already() -> None:
     world = World(lambda left: 1.0 - len(left) / 200.0 * (25.0 if left <= set(NODES) else 1.0))
-    steps = [len(left) for left in world.spending._steps(Recipe(), list(NODES))]
+    steps = [len(left) for left in world.spending._steps(Recipe(), world.by_damage(Recipe()))]
     assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
     many = [f"n{i}" for i in range(200)]
     world.damage = many
-    steps = [len(left) for left in world.spending._steps(Recipe(), many)]
-    assert steps[:4] == [5, 10, 15, 20]
+    steps = [len(left) for left in world.spending._steps(Recipe(), world.by_damage(Recipe()))]
+    assert steps[:4] == [8, 16, 24, 32]
     assert steps[-1] == 200
     assert max(b / a for a, b in itertools.pairwise(steps[4:])) <= 1.0 + 1.0 / spending._OF_FLOAT

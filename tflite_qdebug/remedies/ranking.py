@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from tflite_qdebug.remedies.workshop import Base, Workshop, recipe_key
 
 __all__ = ["Gains", "Ranking"]
 
-_DAMAGE_SAMPLES, _GAIN_SAMPLES = 32, 48
+_SAMPLES = 48
 
 
 class Gains(NamedTuple):
@@ -50,8 +50,7 @@ class Ranking:
 
         Args:
             workshop: Makes the models.
-            data: The debug samples rank nodes by their damage, the representative samples by their gain: a gain that is
-                chosen on the samples that judge the choice would flatter it.
+            data: The representative samples rank: nodes chosen on the samples that judge the choice would flatter it.
             scorer: Tells which code runs the models.
             logbook: Remembers.
             folder: Where an interrupted sweep goes on from; None: nowhere.
@@ -60,17 +59,23 @@ class Ranking:
         self._workshop, self._data, self._scorer, self._logbook = workshop, data, scorer, logbook
         self._folder, self._progress = folder, progress
 
-    def by_damage(self, recipe: Recipe) -> list[str]:
-        """Returns all quantized nodes of a model, that first which does most damage where it alone is quantized."""
+    def by_damage(self, recipe: Recipe) -> dict[str, float]:
+        """Returns what each quantized node of a model does where it alone is quantized, that first which does most.
+
+        Returns:
+            ``{node: squared error over squared float values, the mean over the outputs}``; infinite where an output is NaN, 0
+            for nodes that the outputs do not depend on.
+        """
         base = self._workshop.based(recipe)
         key = "sensitivity " + recipe_key(recipe)
-        known = self._logbook.get(key, "order")
+        known = self._logbook.get(key, "damage")
         if known is None:
-            found = self._swept(base, base.quantized.data, "node", self._data.debug, _DAMAGE_SAMPLES, key)
-            known = [found.nodes[position] for position in found.order()]
-            known += [node.name for node in base.mixed.nodes if node.quantized and node.name not in known]
-            self._logbook.put(key, "order", known)
-        return list(known)
+            found = self._swept(base, base.quantized.data, "node", key)
+            damage = dict(zip(found.nodes, _shares(found).tolist(), strict=True))
+            known = dict(sorted(damage.items(), key=lambda item: -item[1]))
+            known.update({node.name: 0.0 for node in base.mixed.nodes if node.quantized and node.name not in known})
+            self._logbook.put(key, "damage", known)
+        return dict(known)
 
     def types(self, recipe: Recipe) -> dict[str, str]:
         """Returns the operator of each node, by its name."""
@@ -89,23 +94,23 @@ class Ranking:
         known = self._logbook.get(key, name)
         if known is None:
             data = self._workshop.build(dataclasses.replace(recipe, float_nodes=left)) if left else base.quantized.data
-            found = self._swept(base, data, "float", self._data.representative, _GAIN_SAMPLES, key + name)
+            found = self._swept(base, data, "float", key + name)
             nodes = {node.name for node in base.mixed.nodes if node.quantized} - set(left)
             known = _gains(found, nodes)
             self._logbook.put(key, name, [known.error, known.by_node])
         return Gains(*known)
 
-    def _swept(self, base: Base, data: bytes, mode: str, samples: Any, limit: int, key: str) -> Sensitivity:
+    def _swept(self, base: Base, data: bytes, mode: str, key: str) -> Sensitivity:
         node, metric = _place_of_error(base)
         saved = None if self._folder is None else self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.partial.json"
         return sensitivity(
             base.float_model.data,
             data,
-            samples,
+            self._data.representative,
             mode=mode,
             output_node=node,
             metric=metric,
-            limit=min(limit, self._data.limit or limit),
+            limit=min(_SAMPLES, self._data.limit or _SAMPLES),
             backend=self._scorer.backend,
             progress=self._progress,
             saved=saved,
@@ -114,18 +119,23 @@ class Ranking:
 
 def _gains(found: Sensitivity, nodes: set[str]) -> Gains:
     """Works the gains out of a sweep whose last variant is the model with none of its nodes float."""
-    with np.errstate(all="ignore"):
-        ratios = 10.0 ** (-found.errors.metric("sqnr_db") / 10.0)
-    # Without signal and error nothing is wrong; what is NaN for another reason is as wrong as can be.
-    nothing = np.isnan(ratios) & np.isfinite(found.errors.sums).all(axis=-1)
-    errors = np.where(nothing, 0.0, np.where(np.isfinite(ratios), ratios, np.inf)).mean(axis=-1)
-    error = float(errors[-1])
+    shares = _shares(found)
+    error = float(shares[-1])
     gains = {
         name: (np.inf if np.isinf(error) else error - float(one)) if np.isfinite(one) else (0.0 if np.isinf(error) else -np.inf)
-        for name, one in zip(found.nodes, errors[:-1], strict=True)
+        for name, one in zip(found.nodes, shares[:-1], strict=True)
         if name in nodes
     }
     return Gains(error, dict(sorted(gains.items(), key=lambda item: -item[1])))
+
+
+def _shares(found: Sensitivity) -> np.ndarray:
+    """Returns squared error over squared float values of each variant, the mean over the outputs; infinite for NaN."""
+    with np.errstate(all="ignore"):
+        shares = 10.0 ** (-found.errors.metric("sqnr_db") / 10.0)
+    # Without signal and error nothing is wrong; what is NaN for another reason is as wrong as can be.
+    nothing = np.isnan(shares) & np.isfinite(found.errors.sums).all(axis=-1)
+    return np.asarray(np.where(nothing, 0.0, np.where(np.isfinite(shares), shares, np.inf)).mean(axis=-1))
 
 
 def _place_of_error(base: Base) -> tuple[str | None, str]:

@@ -484,7 +484,7 @@ class _Worker:
 
     def __init__(self, mixed: MixedPair, exposed: Sequence[bytes], layers: Sequence[_Layer], backend: Backend) -> None:
         self._mixed, self._layers = mixed, layers
-        self._quantized, self._floating = (backend.open(content) for content in exposed)
+        self._quantized, self._floating = backend.open(exposed[0]), backend.without_delegates.open(exposed[1])
 
     def notes(self) -> list[str]:
         """Returns what the reader must know of the interpreters."""

@@ -201,7 +201,8 @@ class _Worker:
 
     def __init__(self, reference: _Exposed, models: list[_Exposed], alike: bool, task: Task, backend: Backend) -> None:
         self._exposed, self._alike, self._task = [reference, *models], alike, task
-        self._interpreters: list[Interpreter] = [backend.open(one.data) for one in self._exposed]
+        floating = backend.without_delegates.open(reference.data)
+        self._interpreters: list[Interpreter] = [floating, *(backend.open(one.data) for one in models)]
         self._stateful = any(tensor.is_variable for tensor in Model(reference.data).main.tensors)
 
     def described(self) -> list[tuple[dict[str, Any], list[str]]]:

@@ -398,7 +398,7 @@ class _Search:
         best = self._judge.best_integer()
         base = self._workshop.based(best.recipe)
         decisions = [index for index, kind in decision_tensors(base.quantized) if kind != VALUES]
-        order = self._ranking.by_damage(best.recipe)
+        order = list(self._ranking.by_damage(best.recipe))
         tensors = [base.slots[name].tensors[0] for name in self._slot_names(base, order)][:_TUNED_SLOTS]
         if not tensors:
             self._note("no range could be tuned: none can change that the outputs depend on")

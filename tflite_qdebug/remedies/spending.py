@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from tflite_qdebug.errors import ModelError
 from tflite_qdebug.outcome import Candidate, Recipe
@@ -19,20 +19,18 @@ SPENDING = ("float", "int16", "nothing")
 Trial = tuple[str, str, Recipe]
 _COUNTS = (1, 2, 3, 5, 8, 12, 16, 20, 25, 30, 40, 50, 65, 80, 100, 150, 250, 400, 700, 1000)
 # How many nodes are added at once: of all nodes one in so many, and of those that are float already one in so many.
-_OF_ALL, _OF_FLOAT = 40, 4
-# Where the nodes that are added give back less of the error than this, others are added that do most damage alone.
-_LEAST_GAIN = 0.02
+_OF_ALL, _OF_FLOAT = 25, 4
 # How often nodes are taken back: each time as many models are measured as there are nodes left.
-_PRUNINGS = 6
+_PRUNINGS = 3
 
 
 class Spending:
     """Looks for the fewest nodes that have to be float, in three ways.
 
     All nodes of one operator type. The most sensitive first: as many as it takes of those that do most damage where they alone
-    are quantized. And step by step: those that give back most where the ones found so far are float already. The last finds
-    fewest, but does not see that several nodes in a row have to be float before the first of them shows; there it takes from
-    the most sensitive.
+    are quantized. And step by step: those that do most damage alone, or give back most where the ones found so far are float.
+    The two do not see the same. A tensor between two nodes is quantized until both of them are float, so that neither gives
+    anything back alone; and what is wrong in a node may show only when the nodes before it are right.
     """
 
     def __init__(
@@ -56,15 +54,16 @@ class Spending:
 
     def run(self) -> None:
         """Tries what there is to be tried; the judge knows the result."""
+        # Many that are much alike are compared, of which the best is mostly the luckiest.
+        self._judge.margin = 1.0
         bases = [(recipe, self._ranking.by_damage(recipe)) for recipe in self._bases()]
         found: list[tuple[Recipe, Candidate]] = []
         for way in (self._by_type, self._most_sensitive, self._step_by_step):
-            before = len(found)
-            for recipe, order in bases:
-                if way == self._step_by_step and len(found) > before:
+            for recipe, damage in bases:
+                if way == self._step_by_step and found and recipe != bases[0][0]:
                     break  # one step takes as long as all that was tried in the other ways
-                fewest = min((len(self._nodes(one.recipe)) for _, one in found), default=len(order) + 1)
-                chosen = way(recipe, order, fewest)
+                fewest = min((len(self._nodes(one.recipe)) for _, one in found), default=len(damage) + 1)
+                chosen = way(recipe, damage, fewest)
                 found += [] if chosen is None else [(recipe, chosen)]
         if found:
             self._pruned(*min(found, key=lambda one: self._judge.cost(one[1])))
@@ -99,19 +98,20 @@ class Spending:
 
     # -- all of one type --
 
-    def _by_type(self, recipe: Recipe, order: Sequence[str], fewest: int) -> Candidate | None:
+    def _by_type(self, recipe: Recipe, damage: Mapping[str, float], fewest: int) -> Candidate | None:
         types = self._ranking.types(recipe)
         trials = []
-        for op_name in dict.fromkeys(types[name] for name in order):
-            nodes = [name for name in order if types[name] == op_name]
-            if 1 < len(nodes) < min(len(order), fewest):
+        for op_name in dict.fromkeys(types[name] for name in damage):
+            nodes = [name for name in damage if types[name] == op_name]
+            if 1 < len(nodes) < min(len(damage), fewest):
                 words, kind, changed = self._trial(recipe, nodes)
                 trials.append((f"{words}, all {op_name}", kind, changed))
         return self._cheapest(self._attempt(trials))
 
     # -- the most sensitive first --
 
-    def _most_sensitive(self, recipe: Recipe, order: Sequence[str], fewest: int) -> Candidate | None:
+    def _most_sensitive(self, recipe: Recipe, damage: Mapping[str, float], fewest: int) -> Candidate | None:
+        order = list(damage)
         counts = [count for count in _COUNTS if count < min(len(order), fewest)]
         counts += [len(order)] * (0 < len(order) < fewest)
         self._attempt([trial for count in counts for trial in self._trials(recipe, order[:count])])
@@ -147,9 +147,9 @@ class Spending:
 
     # -- step by step --
 
-    def _step_by_step(self, recipe: Recipe, order: Sequence[str], fewest: int) -> Candidate | None:
-        """Adds those nodes that give back most, some at a time, until the target is met or no fewer nodes meet it."""
-        for left in self._steps(recipe, order):
+    def _step_by_step(self, recipe: Recipe, damage: Mapping[str, float], fewest: int) -> Candidate | None:
+        """Adds some nodes at a time, until the target is met or no fewer nodes meet it."""
+        for left in self._steps(recipe, damage):
             if len(left) >= fewest:
                 return None
             chosen = self._cheapest(self._attempt(self._trials(recipe, left)))
@@ -157,30 +157,25 @@ class Spending:
                 return chosen
         return None
 
-    def _steps(self, recipe: Recipe, order: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    def _steps(self, recipe: Recipe, damage: Mapping[str, float]) -> Iterator[tuple[str, ...]]:
         """Yields more and more nodes."""
         left: tuple[str, ...] = ()
-        while len(left) < len(order):
-            count = max(1, len(order) // _OF_ALL, len(left) // _OF_FLOAT)
+        while len(left) < len(damage):
+            count = max(1, len(damage) // _OF_ALL, len(left) // _OF_FLOAT)
             try:
-                gains = self._ranking.by_gain(recipe, left)
+                gains = self._ranking.by_gain(recipe, left).by_node
             except ModelError as error:
                 self._note(f"with {len(left)} nodes float, what others give back cannot be measured: {error}")
                 return
-            best = [name for name, gain in list(gains.by_node.items())[:count] if gain > 0.0]
-            if not sum(gains.by_node[name] for name in best) >= _LEAST_GAIN * gains.error:
-                best += [name for name in order if name not in left and name not in best][:count]
-            if not best:
-                return
-            left += tuple(best)
+            # Both in the same unit: a share of the squared error at the outputs.
+            value = {name: max(alone, gains.get(name, 0.0)) for name, alone in damage.items() if name not in left}
+            left += tuple(sorted(value, key=lambda name: -value[name])[:count])
             yield left
 
     # -- fewer --
 
     def _pruned(self, recipe: Recipe, chosen: Candidate) -> None:
         """Takes back nodes that proved unneeded, as many as the target allows for."""
-        # Many that are much alike are compared, of which the best is mostly the luckiest.
-        self._judge.margin = 1.0
         for _ in range(_PRUNINGS):
             nodes = self._nodes(chosen.recipe)
             without = {name: [other for other in nodes if other != name] for name in nodes}

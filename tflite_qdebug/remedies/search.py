@@ -392,6 +392,8 @@ class _Search:
             # What comes behind may be what it takes: each of these takes as long as it takes.
             if self._is_done() or self._left() < _LEAST_SHARE * self._limit:
                 return
+            if changed is both and self._judge.best_integer().recipe == recipe:
+                return  # neither is of use: what is wrong is something else
             self._try([(f"{words_before} + {words}", kind, changed)])
 
     def _tune(self) -> None:

@@ -8,14 +8,16 @@ sample is tried, apart, to see which kernels run the model, and whether they com
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import os
 import time
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, ContextManager, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from tflite_qdebug import isolation, tf_private
+from tflite_qdebug import canary, isolation, tf_private
+from tflite_qdebug.delegates import crash_advice, label
 from tflite_qdebug.errors import DatasetError, InterpreterError, MetricError, OptionError
 from tflite_qdebug.interpreter import Delegate, Interpreter
 from tflite_qdebug.kernels import COLUMNS, OPTIMIZED_STRIDE, RELATIVE_COLUMNS, dequantized, measure_pair, measure_relative
@@ -30,6 +32,9 @@ __all__ = ["Backend", "Collected", "LayerMetrics", "PairReader", "collect_layer_
 Sample = Any  # datasets.Sample; anything with `index` and `inputs`
 # Where a sample takes longer, how much longer does not matter.
 _SHORT_SECONDS = 0.005
+_Examined = Tuple[Optional[Dict[str, Any]], List[str]]
+# What the canary showed of delegates and models, once in each process and in those forked from it.
+_EXAMINED: Dict[Tuple[str, str], _Examined] = {}
 
 
 class Backend(NamedTuple):
@@ -38,13 +43,15 @@ class Backend(NamedTuple):
     Attributes:
         runtime: As in `Interpreter`.
         kernels: As in `Interpreter`.
-        delegates: As in `Interpreter`.
-        workers: Interpreters at once; None: one per processor that this process may use, eight at most.
+        delegates: As in `Interpreter`; they run quantized models. What they compute is believed after a canary input.
+        workers: Interpreters at once; None: one per processor that this process may use, eight at most; one with a delegate,
+            whose device may serve one process only.
         threads: Threads of each interpreter's kernels.
         isolate: Run models in processes of their own, which a model may end without harm. None: where the system allows
-            it, and the user's own functions need not be called there. True also calls those there; what they keep in
-            memory is then lost.
+            it, and the user's own functions need not be called there. True, and a delegate, also calls those there; what
+            they keep in memory is then lost.
         time_limit: Seconds that opening a model, or one sample, may take in such a process.
+        strict: A delegate whose canary is wrong is an error; False: it is noted, to find out where it is wrong.
     """
 
     runtime: str = "auto"
@@ -54,10 +61,49 @@ class Backend(NamedTuple):
     threads: int = 1
     isolate: Optional[bool] = None
     time_limit: float = isolation.TIME_LIMIT
+    strict: bool = True
 
     def open(self, model: bytes, kernels: Optional[str] = None) -> Interpreter:
-        """Opens an interpreter."""
-        return Interpreter(model, self.runtime, kernels or self.kernels, self.threads, self.delegates)
+        """Opens an interpreter; one with delegates after a canary input went through, in a process of its own where possible.
+
+        Raises:
+            InterpreterError: As `Interpreter`; where a delegate ends its process, or `canary.examine` finds it wrong.
+        """
+        kernels = kernels or self.kernels
+        if not self.delegates:
+            return Interpreter(model, self.runtime, kernels, self.threads)
+        key = repr([self._replace(kernels=kernels).identity, self.strict]), hashlib.sha256(model).hexdigest()
+        if key not in _EXAMINED and self.isolate is not False and isolation.available() and not isolation.is_child():
+            _EXAMINED[key] = self.apart(self._examined, model, kernels, what="opening the model")
+        with self._at("was being loaded"):
+            interpreter = Interpreter(model, self.runtime, kernels, self.threads, self.delegates)
+        if key not in _EXAMINED:
+            _EXAMINED[key] = self._examine(interpreter, model)
+        found, notes = _EXAMINED[key]
+        interpreter.canary = found
+        interpreter.notes.extend(notes)
+        return interpreter
+
+    def _examined(self, model: bytes, kernels: str) -> _Examined:
+        with self._at("was being loaded"):
+            interpreter = Interpreter(model, self.runtime, kernels, self.threads, self.delegates)
+        return self._examine(interpreter, model)
+
+    def _examine(self, interpreter: Interpreter, model: bytes) -> _Examined:
+        """Runs the canary; returns what it showed."""
+        with self._at("computed a canary input"):
+            return canary.examine(interpreter, lambda: self.without_delegates.open(model, "builtin"), self.strict)
+
+    def _at(self, words: str) -> ContextManager[None]:
+        """Says what the delegate is at, and what to do, for the message should it end the process there."""
+        runtime = tf_private.open_runtime(self.runtime)
+        advice = crash_advice(runtime.name, runtime.version)
+        return isolation.doing("{} {}. {}".format(label(self.delegates), words, advice))
+
+    @property
+    def without_delegates(self) -> Backend:
+        """The same for models that no delegate is to run: float ones."""
+        return self._replace(delegates=())
 
     @property
     def identity(self) -> List[Any]:
@@ -70,6 +116,8 @@ class Backend(NamedTuple):
         Raises:
             OptionError: For a count below one.
         """
+        if self.workers is None and self.delegates:
+            return 1
         if self.workers is None:
             available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             return max(1, min(available, 8))
@@ -88,7 +136,7 @@ class Backend(NamedTuple):
         if self.isolate and not isolation.available():
             raise OptionError("got isolate=True, which needs Linux: elsewhere processes cannot be forked safely")
         if self.isolate is None:
-            return isolation.available() and not own_functions
+            return isolation.available() and (bool(self.delegates) or not own_functions)
         return self.isolate
 
     def pool(
@@ -115,7 +163,17 @@ class Backend(NamedTuple):
         """
         tf_private.open_runtime(self.runtime)  # imported here, once, and not in each process
         count, isolated = count or self.worker_count(), self.isolated(own_functions)
-        return Workers(open_worker, count, isolated, what, self.time_limit, finish, replaceable)
+        workers = Workers(open_worker, count, isolated, self._by(what), self.time_limit, finish, replaceable)
+        if own_functions and isolated and self.isolate is None:
+            workers.notes.append(
+                "the functions given ran in the process of {}, which may end it; what they keep in memory is lost".format(
+                    label(self.delegates)
+                )
+            )
+        return workers
+
+    def _by(self, what: str) -> str:
+        return "{} with {}".format(what, label(self.delegates)) if self.delegates else what
 
     def apart(self, function: Callable[..., Any], *arguments: Any, what: str) -> Any:
         """Returns ``function(*arguments)``, computed in a process of its own unless ``isolate`` is False.
@@ -124,7 +182,8 @@ class Backend(NamedTuple):
             InterpreterError: Where that process ends or takes too long.
         """
         tf_private.open_runtime(self.runtime)  # as in `pool`
-        return isolation.call(function, *arguments, what=what, time_limit=self.time_limit, isolate=self.isolate is not False)
+        isolate = self.isolate is not False
+        return isolation.call(function, *arguments, what=self._by(what), time_limit=self.time_limit, isolate=isolate)
 
 
 class LayerMetrics(NamedTuple):
@@ -415,7 +474,7 @@ def _open_worker(
     outputs: int,
     stateful: bool,
 ) -> _Worker:
-    floating = backend.open(float_model, None if backend.delegates else kernels) if float_model else None
+    floating = backend.without_delegates.open(float_model, None if backend.delegates else kernels) if float_model else None
     return _Worker(backend.open(model, kernels), floating, layers, metrics, outputs, stateful)
 
 

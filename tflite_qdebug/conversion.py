@@ -301,7 +301,7 @@ def _exposed_ranges(
 
     # Each worker counts for itself, and what they counted is added up once: counting is exact in any order.
     def opened() -> tuple[Interpreter, dict[int, Histogram]]:
-        return backend.open(exposed), {index: Histogram() for index in wanted} if histograms else {}
+        return backend.without_delegates.open(exposed), {index: Histogram() for index in wanted} if histograms else {}
 
     def measure(worker: tuple[Interpreter, dict[int, Histogram]], sample: Any) -> np.ndarray:
         interpreter, counts = worker

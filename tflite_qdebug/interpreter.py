@@ -6,27 +6,22 @@ unless the model's shape is dynamic) and says which kernels really ran.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import sys
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Sequence, Tuple
+import time
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
+from tflite_qdebug import delegates as delegates_
 from tflite_qdebug import tf_private
+from tflite_qdebug.delegates import Delegate, Delegation
 from tflite_qdebug.errors import DatasetError, InterpreterError, OptionError
 from tflite_qdebug.quantization import QuantizationParameters
 
 __all__ = ["Delegate", "Interpreter", "TensorInfo"]
 
 _log = logging.getLogger(__name__)
-
-
-class Delegate(NamedTuple):
-    """A delegate's shared library and its options, loaded when an interpreter is opened."""
-
-    library: str
-    options: Mapping[str, str] = {}
 
 
 class TensorInfo:
@@ -60,7 +55,9 @@ class Interpreter:
         runtime: Name of the package that runs it.
         version: Its version.
         kernels: The kernels in use: ``xnnpack`` (the runtime's default delegate), ``builtin`` or ``reference``.
+        delegates: Those that were asked for.
         notes: What the reader of a result must know, such as a fallback of ``auto`` to the builtin kernels.
+        canary: What a canary input showed of the delegates, as plain data; None where none ran.
     """
 
     def __init__(
@@ -92,9 +89,11 @@ class Interpreter:
         opened = tf_private.open_runtime(runtime)
         self.runtime, self.version = opened.name, opened.version
         self.notes: List[str] = []
+        self.canary: Optional[Dict[str, Any]] = None
+        self._nodes = 0  # before XNNPACK appends its own
         self._model, self._opened, self._threads = model, opened, threads
-        loaded = [_load_delegate(opened, delegate) for delegate in delegates]
         self.delegates = tuple(delegates)
+        loaded = [delegates_.load(opened, delegate) for delegate in delegates]
         self._interpreter, self.kernels = self._open(opened, kernels, threads, loaded)
         self._view = tf_private.tensor_view(self._interpreter)
         self._read_details()
@@ -109,10 +108,19 @@ class Interpreter:
                 if interpreter is not None:
                     return interpreter, "builtin"
             raise InterpreterError(
-                "{} {} cannot run the model with kernels={!r}{}: {}".format(
-                    runtime.name, runtime.version, kernels, " and a delegate" if loaded else "", reason
+                "{} {} cannot run the model with kernels={!r}{}: {}{}".format(
+                    runtime.name,
+                    runtime.version,
+                    kernels,
+                    " and {}".format(delegates_.label(self.delegates)) if loaded else "",
+                    reason,
+                    self._advice(str(error)),
                 )
             ) from error
+
+    def _advice(self, said: str) -> str:
+        advice = delegates_.advice(said, self.delegates)
+        return "; {}".format(advice) if advice else ""
 
     def _without_xnnpack(self, error: Exception) -> Any:
         """Returns an interpreter of the builtin kernels where the error is XNNPACK's, and notes it; else None."""
@@ -130,6 +138,7 @@ class Interpreter:
     def _allocated(self, runtime: tf_private.Runtime, kernels: str, threads: int, loaded: List[Any]) -> Any:
         with tf_private.captured_chatter():
             interpreter = tf_private.new_interpreter(runtime, self._model, kernels, threads, loaded)
+            self._nodes = tf_private.node_count(interpreter)
             interpreter.allocate_tensors()
         return interpreter
 
@@ -217,10 +226,31 @@ class Interpreter:
                     self.invoke(arrays)
                     return
             raise InterpreterError(
-                "{} {} failed while running the model with {} kernels: {}".format(
-                    self.runtime, self.version, self.kernels, str(error).strip()
+                "{} {} failed while running the model with {}{} kernels: {}{}".format(
+                    self.runtime,
+                    self.version,
+                    "{} and ".format(delegates_.label(self.delegates)) if self.delegates else "",
+                    self.kernels,
+                    str(error).strip(),
+                    self._advice(str(error)),
                 )
             ) from error
+
+    def timed_invoke(self, arrays: Sequence[np.ndarray]) -> float:
+        """Does as `invoke`, and returns the seconds that the model itself took, without those for feeding it.
+
+        Raises:
+            DatasetError: As `feed`.
+            InterpreterError: Where a kernel fails.
+        """
+        self.feed(arrays)
+        start = time.perf_counter()
+        try:
+            self._interpreter.invoke()
+        except (RuntimeError, MemoryError):
+            self.invoke(arrays)  # says why, or goes on without XNNPACK
+            return self.timed_invoke(arrays)
+        return time.perf_counter() - start
 
     def view(self, index: int) -> np.ndarray:
         """Returns the memory of a tensor, not copied; let go of it before the next `invoke`."""
@@ -270,31 +300,32 @@ class Interpreter:
         """Returns the indices of the tensors that a delegate computes (XNNPACK is one), as far as others can read them."""
         return tf_private.delegated_tensors(self._interpreter)
 
+    @property
+    def code(self) -> str:
+        """What runs the model, in short: ``xnnpack``, or ``libedgetpu.so.1 + xnnpack``."""
+        return " + ".join([*(delegates_.library_name(delegate) for delegate in self.delegates), self.kernels])
+
+    def delegation(self) -> Delegation:
+        """Returns how many operators the delegates that were asked for took, and what they left to which kernels."""
+        return delegates_.delegation(self._interpreter, self._nodes if self.delegates else 0, self.kernels)
+
     def provenance(self) -> Dict[str, Any]:
         """Returns which code ran, for the saved run."""
-        return {
+        about: Dict[str, Any] = {
             "runtime": self.runtime,
             "runtime_version": self.version,
             "kernels": self.kernels,
-            "delegates": [{"library": d.library, "options": dict(d.options)} for d in self.delegates],
+            "delegates": delegates_.described(self.delegates),
             "numpy": np.__version__,
             "python": "{}.{}.{}".format(*sys.version_info[:3]),
         }
+        if self.delegates:
+            about["delegation"] = dict(self.delegation()._asdict())
+        if self.canary is not None:
+            about["canary"] = self.canary
+        return about
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def _load_delegate(runtime: tf_private.Runtime, delegate: Delegate) -> Any:
-    load: Callable[..., Any] = runtime.load_delegate
-    try:
-        # Opened here first: where that fails, the runtimes' own Delegate also complains while it is destroyed.
-        ctypes.PyDLL(delegate.library)
-        return load(delegate.library, dict(delegate.options))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip() or "the library gave no reason"
-        raise InterpreterError(
-            "cannot load the delegate {} with options {}: {}; check the library's path, the options and that the device "
-            "is plugged in".format(delegate.library, dict(delegate.options), reason)
-        ) from error
+    text = str(error).strip().replace("Restored original execution plan after delegate application failure.", "")
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__

@@ -22,11 +22,21 @@ import threading
 import time
 import traceback
 import warnings
-from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Type
+from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Type
 
 from tflite_qdebug.errors import InterpreterError, QDebugError
 
-__all__ = ["Child", "ChildEndedError", "Outcome", "available", "call", "call_with_samples", "wait_for"]
+__all__ = [
+    "Child",
+    "ChildEndedError",
+    "Outcome",
+    "available",
+    "call",
+    "call_with_samples",
+    "doing",
+    "is_child",
+    "wait_for",
+]
 
 #: Seconds that one step may take before its child is ended.
 TIME_LIMIT = 300.0
@@ -35,6 +45,9 @@ _LOOK_EVERY = 1.0
 # Where the caller is gone and cannot end a child that hangs, the child's own alarm does, this much later.
 _ORPHAN_SECONDS = 60
 _SHARE_OF_MEMORY = 0.8
+# Begins the line in a child's standard error that says what it is at.
+_DOING = "tflite_qdebug is at: "
+_CHILD = False
 # What a child sends to ask for a sample; all else is an outcome.
 _NEXT = None
 _CGROUPS = (
@@ -46,6 +59,24 @@ _CGROUPS = (
 def available() -> bool:
     """True where children can be forked safely, which is on Linux."""
     return sys.platform.startswith("linux") and hasattr(os, "fork")
+
+
+def is_child() -> bool:
+    """True in a process that this module has forked."""
+    return _CHILD
+
+
+@contextlib.contextmanager
+def doing(words: str) -> Iterator[None]:
+    """Leaves word of what a child is at, for the message should it end there: ``while`` and these words."""
+    if not _CHILD:
+        yield
+        return
+    os.write(2, "\n{}{}\n".format(_DOING, words).encode("utf-8", "replace"))
+    try:
+        yield
+    finally:
+        os.write(2, "\n{}\n".format(_DOING).encode())
 
 
 class ChildEndedError(Exception):
@@ -201,7 +232,7 @@ class Child:
     def ended(self) -> ChildEndedError:
         """Says how the child, which is dead or dying, ended."""
         code = self._reap()
-        words = self._last_words()
+        words, at = self._last_words()
         self.close()
         if code is None:
             how, hint = "unknown", ""
@@ -211,13 +242,17 @@ class Child:
         else:
             how, hint = "exit code {}".format(code), ""
         said = ". Its last words: {}".format(words) if words else ""
-        return ChildEndedError(how, "ended its process ({}{}){}".format(how, hint, said))
+        place = " while {}".format(at) if at else ""
+        return ChildEndedError(how, "ended its process ({}{}){}{}".format(how, hint, place, said))
 
-    def _last_words(self) -> str:
+    def _last_words(self) -> Tuple[str, str]:
+        """Returns the last lines of the child's standard error, and what it was at."""
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, size - 4000))
         lines = [line.strip() for line in self._log.read().decode("utf-8", "replace").splitlines() if line.strip()]
-        return "; ".join(lines[-2:])[-500:]
+        marks = [line[len(_DOING) :] for line in lines if (line + " ").startswith(_DOING)]
+        words = [line for line in lines if not (line + " ").startswith(_DOING)]
+        return "; ".join(words[-2:])[-500:], marks[-1] if marks else ""
 
     def _reap(self) -> Optional[int]:
         """Waits for the process; returns its exit code, negative for a signal, or None where somebody else has waited."""
@@ -289,6 +324,8 @@ def _signal_name(number: int) -> str:
 
 def _settle(log: int, limit: int) -> None:
     """Parts the child from what belongs to the caller: streams, signals, other children, loggers."""
+    global _CHILD
+    _CHILD = True
     faulthandler.disable()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller ends its children

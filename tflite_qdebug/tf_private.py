@@ -15,7 +15,7 @@ import os
 import sys
 import tempfile
 import warnings
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -136,7 +136,7 @@ def _distribution_version(package: str) -> str:
     try:
         from importlib import metadata
     except ImportError:  # Python 3.7
-        return "unknown"
+        return str(getattr(importlib.import_module(package), "__version__", "unknown"))
     for name in (package.replace("_", "-"), package.replace("_", "-") + "-nightly"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             return metadata.version(name)
@@ -165,6 +165,8 @@ def new_interpreter(
     if preserve:
         arguments["experimental_preserve_all_tensors"] = True
     if delegates:
+        if "experimental_delegates" not in known:
+            raise InterpreterError("{} {} takes no delegates; install a newer runtime".format(runtime.name, runtime.version))
         arguments["experimental_delegates"] = list(delegates)
     with warnings.catch_warnings():
         # tf.lite.Interpreter announces its own removal at each construction.
@@ -189,6 +191,35 @@ def delegated_tensors(interpreter: Any) -> List[int]:
     wrapper = interpreter._interpreter
     nodes = [node for node in range(wrapper.NumNodes()) if wrapper.NodeName(node) in ("DELEGATE", "Delegate")]
     return sorted({int(tensor) for node in nodes for tensor in wrapper.NodeOutputs(node)})
+
+
+def node_count(interpreter: Any) -> int:
+    """Returns how many nodes the main subgraph has, those that delegates appended among them."""
+    return int(interpreter._interpreter.NumNodes())
+
+
+def partitions(interpreter: Any) -> Tuple[List[str], List[Tuple[int, List[int]]]]:
+    """Returns the operators' names, and for each node that a delegate appended its number and the operators that it replaces.
+
+    What it replaces is what lies between its outputs and its inputs; an operator of whose results none is ever used is missed.
+    """
+    wrapper, details = interpreter._interpreter, operators(interpreter)
+    producers = {int(tensor): number for number, one in enumerate(details) for tensor in one["outputs"]}
+    found = []
+    for node in range(wrapper.NumNodes()):
+        if wrapper.NodeName(node) not in ("DELEGATE", "Delegate"):
+            continue
+        inputs = {int(tensor) for tensor in wrapper.NodeInputs(node)}
+        inside: Set[int] = set()
+        pending = [int(tensor) for tensor in wrapper.NodeOutputs(node)]
+        while pending:
+            tensor = pending.pop()
+            number = producers.get(tensor, -1)
+            if tensor not in inputs and number >= 0 and number not in inside:
+                inside.add(number)
+                pending += [int(feed) for feed in details[number]["inputs"]]
+        found.append((node, sorted(inside)))
+    return [str(one["op_name"]) for one in details], found
 
 
 def operators(interpreter: Any) -> List[Dict[str, Any]]:

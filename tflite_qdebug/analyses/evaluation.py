@@ -175,7 +175,7 @@ def evaluate(
         metrics: ``top_1``, ``top_5``, ``module:function``, or functions ``f(outputs, label) -> number``; averaged.
         label_offset: Added to each label, for models that count a background class first.
         limit: Take the first so many samples.
-        backend: Which code runs the models.
+        backend: Which code runs the models; delegates run the quantized ones.
         progress: As in `progress.track`.
 
     Raises:
@@ -190,11 +190,14 @@ def evaluate(
     contents = {name: read_model_bytes(getattr(model, "data", model)) for name, model in models.items()}
     dataset = open_dataset(evaluation_dataset, Model(next(iter(contents.values()))).input_specs(), "evaluation dataset", limit)
 
+    # A delegate is for quantized models: a float one is the yardstick of what it does.
+    backends = [backend if _has_quantized(content) else backend.without_delegates for content in contents.values()]
+
     def opened() -> list[Interpreter]:
-        return [backend.open(content) for content in contents.values()]
+        return [own.open(content) for own, content in zip(backends, contents.values(), strict=True)]
 
     def described(interpreters: list[Interpreter]) -> list[tuple[str, str, list[str]]]:
-        return [(f"{it.runtime} {it.version}", it.kernels, it.notes) for it in interpreters]
+        return [(f"{it.runtime} {it.version}", it.code, it.notes) for it in interpreters]
 
     def measure(interpreters: list[Interpreter], sample: Any) -> np.ndarray:
         label = sample.label
@@ -243,6 +246,10 @@ def evaluate(
     ]
     notes = list(dict.fromkeys(notes + workers.notes))
     return Evaluation(count, tuple(scores), dataset.description, interpreters[0][0], tuple(notes))
+
+
+def _has_quantized(content: bytes) -> bool:
+    return any(tensor.is_quantized for subgraph in Model(content).subgraphs for tensor in subgraph.tensors)
 
 
 def _tried(samples: Iterator[Any], opened: Callable[[], list[Interpreter]], backend: Backend) -> Iterator[Any]:

@@ -16,12 +16,10 @@ import functools
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from tflite_qdebug import tf_private
 from tflite_qdebug.collect import Backend
 from tflite_qdebug.datasets import open_dataset
 from tflite_qdebug.edit.exploded import (
@@ -35,11 +33,12 @@ from tflite_qdebug.edit.exploded import (
 )
 from tflite_qdebug.edit.flatbuffer import expose
 from tflite_qdebug.edit.subgraphs import selected_signature
-from tflite_qdebug.errors import DatasetError, InterpreterError, ModelError, OptionError, QDebugError
+from tflite_qdebug.errors import DatasetError, InterpreterError, ModelError, QDebugError
 from tflite_qdebug.interpreter import Interpreter
 from tflite_qdebug.kernel_record import FLOAT_ROUNDING, Difference, KernelComparison, KernelRow
 from tflite_qdebug.model import Model, Operator, Tensor
 from tflite_qdebug.progress import track
+from tflite_qdebug.sides import Player, Side, sides_of
 from tflite_qdebug.workers import map_samples
 
 __all__ = ["compare_kernels"]
@@ -78,7 +77,7 @@ def compare_kernels(
     """
     first = first or Backend()
     second = second or Backend(first.runtime, "reference", threads=first.threads)
-    sides = _sides(first, second)
+    sides = sides_of(first, second)
     whole = Model(getattr(model, "data", model))
     selected = whole if signature is None else selected_signature(whole, signature)
     opened = open_dataset(dataset, selected.input_specs(), "debug dataset", limit, signature)
@@ -101,88 +100,12 @@ def compare_kernels(
     return plan.finished(total, workers.notes)
 
 
-class _Side(NamedTuple):
-    """One of the two kernels, and what it is called."""
-
-    backend: Backend
-    label: str
-
-    def open(self, content: bytes, what: str) -> Interpreter:
-        """Opens an interpreter with the kernels that were asked for, and no others."""
-        hint = "choose two kernels that run this model"
-        try:
-            interpreter = self.backend.open(content)
-        except InterpreterError as error:
-            raise InterpreterError(f"{self.label}, {what}: {error}; {hint}") from error
-        if interpreter.kernels != ("xnnpack" if self.backend.kernels == "auto" else self.backend.kernels):
-            reason = "; ".join(interpreter.notes)
-            raise InterpreterError(
-                f"{self.label}, {what}: {reason}. That would compare other kernels than those asked for; {hint}"
-            )
-        return interpreter
-
-
-def _sides(first: Backend, second: Backend) -> tuple[_Side, _Side]:
-    """Returns both kernels with labels that tell them apart.
-
-    Raises:
-        OptionError: Where nothing does.
-    """
-    backends = first, second
-    runtimes = [tf_private.open_runtime(backend.runtime) for backend in backends]
-    labels = [_label(backend) for backend in backends]
-    what = [(runtime.name, b.kernels, tuple(b.delegates), b.threads) for runtime, b in zip(runtimes, backends, strict=True)]
-    if what[0] == what[1]:
-        raise OptionError(
-            f"got {labels[0]} of {runtimes[0].name} twice, expected two kernels, runtimes or delegates that differ"
-        )
-    if runtimes[0].name != runtimes[1].name:
-        labels = [f"{runtime.name} {name}" for runtime, name in zip(runtimes, labels, strict=True)]
-    elif labels[0] == labels[1]:  # threads or a delegate's options differ
-        labels = [f"{name} ({order})" for name, order in zip(labels, ("first", "second"), strict=True)]
-    return _Side(first, labels[0]), _Side(second, labels[1])
-
-
-def _label(backend: Backend) -> str:
-    names = [Path(delegate.library).name for delegate in backend.delegates]
-    if backend.kernels != "auto" or not names:
-        names.append("xnnpack" if backend.kernels == "auto" else backend.kernels)
-    return " + ".join(names)
-
-
-class _Player:
-    """Runs one model on one side, from the same state each time."""
-
-    def __init__(self, open_: Callable[[], Interpreter], outputs: Sequence[int], reopens: bool) -> None:
-        self._open, self._outputs, self._reopens = open_, tuple(outputs), reopens
-        self.interpreter = open_()
-        self._used = False
-
-    def _reset(self) -> None:
-        if self._used and self._reopens:  # nothing else sets resources back
-            self.interpreter = self._open()
-        elif self._used:
-            self.interpreter.reset_variables()
-        self._used = True
-
-    def run(self, inputs: Sequence[np.ndarray], inputs_too: bool = False) -> dict[int, np.ndarray]:
-        """Returns the outputs, and with ``inputs_too`` what the inputs became in the model's types, by tensor index."""
-        self._reset()
-        values: dict[int, np.ndarray] = {}
-        if inputs_too:
-            self.interpreter.feed(inputs)
-            values = {info.index: self.interpreter.read(info.index) for info in self.interpreter.inputs}
-        self.interpreter.invoke(inputs)
-        values.update((index, self.interpreter.read(index)) for index in self._outputs)
-        return values
-
-
 class _Exploded:
     """An exploded model on one side."""
 
     def __init__(self, open_: Callable[[bytes, str], Interpreter], model: ExplodedModel, what: str, reopens: bool) -> None:
         self._inputs = model.inputs
-        self._player = _Player(lambda: open_(model.data, what), model.outputs, reopens)
+        self._player = Player(lambda: open_(model.data, what), model.outputs, reopens)
 
     def run(self, values: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
         """Returns what each operator computes from these values of its inputs."""
@@ -192,7 +115,7 @@ class _Exploded:
 class _Plan:
     """What does not change from sample to sample: the models that are run, and an empty row for each tensor."""
 
-    def __init__(self, model: Model, sides: tuple[_Side, _Side], sample: Any) -> None:
+    def __init__(self, model: Model, sides: tuple[Side, Side], sample: Any) -> None:
         """Makes the models, trying each on the first sample, in a process of its own."""
         self.model, self.sides = model, sides
         self.graph = model.main
@@ -224,9 +147,9 @@ class _Plan:
         """Returns a player of an exploded model."""
         return _Exploded(open_, model, what, self.reopens)
 
-    def exposed_player(self, side: _Side) -> _Player:
+    def exposed_player(self, side: Side) -> Player:
         """Returns a player of the whole model that shows every operator's result."""
-        return _Player(lambda: side.open(self.exposed, "its tensors exposed"), self.tensors, self.reopens)
+        return Player(lambda: side.open(self.exposed, "its tensors exposed"), self.tensors, self.reopens)
 
     @property
     def tensors(self) -> list[int]:
@@ -269,7 +192,7 @@ class _Plan:
         described: list[dict[str, Any]] = []
         notes: list[str] = []
         for side in self.sides:
-            plain = _Player(functools.partial(side.open, self.model.data, "the model"), self.graph.outputs, self.reopens)
+            plain = Player(functools.partial(side.open, self.model.data, "the model"), self.graph.outputs, self.reopens)
             with _located(sample):
                 before = plain.run(sample.inputs)
             player = self.exposed_player(side)
@@ -418,7 +341,7 @@ class _Plan:
         return notes
 
 
-def _ran(side: _Side, delegated: Collection[int]) -> Callable[[Operator, int], str]:
+def _ran(side: Side, delegated: Collection[int]) -> Callable[[Operator, int], str]:
     """Returns a function that says which kernels compute an operator's output; nothing for bodies, which nobody can see."""
     by_delegate = "delegate" if side.backend.delegates else "xnnpack"
     rest = "builtin" if side.backend.kernels == "auto" else side.backend.kernels

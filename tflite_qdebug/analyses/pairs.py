@@ -343,7 +343,7 @@ def confirmed_match(match: Match, float_model: Model, quantized_model: Model, sa
     order = [quantized_model.main.inputs.index(match.values[index]) for index in float_model.main.inputs]
 
     def compared() -> tuple[dict[int, float], list[tuple[int, int]]]:
-        mine = _values_of(ours, [sample.inputs[position] for position in order], backend)
+        mine = _values_of(ours, [sample.inputs[position] for position in order], backend.without_delegates)
         others = _values_of(theirs, sample.inputs, backend)
         agreement = {b: _cosine(mine[a], others[b]) for a, b in match.values.items() if a in mine and b in others}
         return agreement, list(_found_by_value(match, mine, others))

@@ -167,7 +167,7 @@ class _Worker:
 
     def __init__(self, plan: _Plan) -> None:
         self._plan = plan
-        self._floating: Interpreter = plan.backend._replace(delegates=()).open(plan.floating)
+        self._floating: Interpreter = plan.backend.without_delegates.open(plan.floating)
         self._quantized: Interpreter = plan.backend.open(plan.quantized)
 
     def compare(self, sample: Sample) -> _Compared:

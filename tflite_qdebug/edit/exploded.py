@@ -19,7 +19,10 @@ __all__ = [
     "derived_tensors",
     "explode",
     "float_twins",
+    "give_shape",
+    "has_open_inputs",
     "have_float_form",
+    "is_builtin",
     "joined_operators",
 ]
 
@@ -54,7 +57,8 @@ def _is_opaque(tensor: Tensor) -> bool:
     return tensor.dtype == object
 
 
-def _is_builtin(operator: Operator) -> bool:
+def is_builtin(operator: Operator) -> bool:
+    """True for an operator of the schema's, which a runtime has unless it is old; False for a custom one."""
     return operator.name in tf_private.builtin_operator_names().values()
 
 
@@ -66,7 +70,7 @@ def derived_tensors(graph: Subgraph) -> frozenset[int]:
     derived: set[int] = set()
     for operator in graph.operators:
         tensors = [graph.tensors[index] for index in (*operator.inputs, *operator.outputs) if index >= 0]
-        if operator.name in CONTROL_FLOW | _RANDOM or not _is_builtin(operator) or any(map(_is_opaque, tensors)):
+        if operator.name in CONTROL_FLOW | _RANDOM or not is_builtin(operator) or any(map(_is_opaque, tensors)):
             continue
         reads = [index for index in operator.inputs if index >= 0]
         if operator.name in _OF_SHAPES or all(graph.tensors[i].is_constant or i in derived for i in reads):
@@ -127,7 +131,7 @@ def have_float_form(model: Model) -> list[int]:
     found = []
     for operator in graph.operators:
         tensors = [graph.tensors[index] for index in (*operator.inputs, *operator.outputs) if index >= 0]
-        if operator.name in CONTROL_FLOW | _INTEGER_FORM or not _is_builtin(operator) or any(map(_is_opaque, tensors)):
+        if operator.name in CONTROL_FLOW | _INTEGER_FORM or not is_builtin(operator) or any(map(_is_opaque, tensors)):
             continue
         if any(tensor.is_quantized and tensor.index in derived for tensor in tensors):
             continue  # the constant that it comes from would have to become float, with all operators between
@@ -153,6 +157,28 @@ def float_twins(model: Model, shapes: Mapping[int, Sequence[int]], operators: Co
     return builder.finish(builder.wanted)
 
 
+def has_open_inputs(graph: Subgraph) -> bool:
+    """True where the file leaves a size of an input open, so that other sizes may change with it."""
+    return any(-1 in graph.tensors[index].shape for index in graph.inputs)
+
+
+def give_shape(table: Any, described: Tensor, actual: tuple[int, ...], dynamic: bool) -> None:
+    """Gives a tensor that becomes an input the shape of its values, which a file leaves open for what is computed.
+
+    Args:
+        table: The tensor, as the schema's object; changed in place.
+        described: As the file has it.
+        actual: Its shape on a sample.
+        dynamic: All its sizes may be others on other samples; else those alone that the file does not give.
+    """
+    if dynamic or len(described.shape) != len(actual):
+        signature = (-1,) * len(actual)
+    else:
+        signature = tuple(a if a == d else -1 for a, d in zip(actual, described.shape, strict=True))
+    table.hasRank, table.shape = True, np.array(actual, dtype=np.int32)
+    table.shapeSignature = np.array(signature, dtype=np.int32) if -1 in signature else None
+
+
 class _Builder:
     """Cuts the operators of a model apart."""
 
@@ -165,7 +191,7 @@ class _Builder:
         everything = range(len(self._graph.operators))
         self.wanted = [self._graph.operators[i] for i in sorted(everything if operators is None else operators)]
         self._kept = set(everything) if operators is None else self._with_derived(self.wanted)
-        self._dynamic = any(-1 in self._graph.tensors[index].shape for index in self._graph.inputs)
+        self._dynamic = has_open_inputs(self._graph)
         self._fed: dict[int, int] = {}
         for position in sorted(self._kept):
             self._cut(self._graph.operators[position])
@@ -193,15 +219,9 @@ class _Builder:
 
     def _add_input(self, index: int) -> int:
         """Adds the tensor that stands for a computed one wherever that is read."""
-        described, actual = self._graph.tensors[index], tuple(self._shapes[index])
         tensor = copy.copy(self._writer.main.tensors[index])
-        tensor.name, tensor.buffer, tensor.hasRank = (tensor.name or b"") + b"/fed", 0, True
-        if self._dynamic or len(described.shape) != len(actual):
-            signature = (-1,) * len(actual)
-        else:
-            signature = tuple(a if a == d else -1 for a, d in zip(actual, described.shape, strict=True))
-        tensor.shape = np.array(actual, dtype=np.int32)
-        tensor.shapeSignature = np.array(signature, dtype=np.int32) if -1 in signature else None
+        tensor.name, tensor.buffer = (tensor.name or b"") + b"/fed", 0
+        give_shape(tensor, self._graph.tensors[index], tuple(self._shapes[index]), self._dynamic)
         self._writer.main.tensors.append(tensor)
         return len(self._writer.main.tensors) - 1
 

@@ -11,8 +11,9 @@ from tflite_qdebug import tf_private
 from tflite_qdebug.errors import ModelError
 from tflite_qdebug.model import Model
 
-__all__ = ["Writer", "append_outputs", "drop_unused_buffers", "drop_unused_codes", "expose", "pack",
-           "replace_input", "require_single_subgraph", "unpack", "with_ranges", "with_renamed"]  # fmt: skip
+__all__ = ["Writer", "append_outputs", "drop_unused_buffers", "drop_unused_codes", "drop_unused_tensors", "expose",
+           "model_of_nothing", "pack", "replace_input", "require_single_subgraph", "unpack", "with_ranges",
+           "with_renamed"]  # fmt: skip
 
 # Pairs of operators, by position, that must keep their order. Edits move operators, and a runtime trusts the positions; without
 # them it keeps operators with side effects in their order.
@@ -52,6 +53,18 @@ def pack(unpacked: Any) -> bytes:
     builder = flatbuffers.Builder(weights + (1 << 18))
     builder.Finish(unpacked.Pack(builder), b"TFL3")
     return bytes(memoryview(builder.Bytes)[builder.Head() :])
+
+
+def model_of_nothing() -> bytes:
+    """Returns a model without operators, whose one number is input and output: any runtime, kernels and delegate open it."""
+    schema = tf_private.schema()
+    tensor, subgraph, model = schema.TensorT(), schema.SubGraphT(), schema.ModelT()
+    tensor.name, tensor.type, tensor.buffer = b"nothing", schema.TensorType.FLOAT32, 0
+    tensor.shape, tensor.hasRank = np.array([1], dtype=np.int32), True
+    subgraph.tensors, subgraph.operators = [tensor], []
+    subgraph.inputs = subgraph.outputs = np.array([0], dtype=np.int32)
+    model.version, model.subgraphs, model.operatorCodes, model.buffers = 3, [subgraph], [], [schema.BufferT()]
+    return pack(model)
 
 
 def require_single_subgraph(model: Model, what: str) -> None:
@@ -168,6 +181,36 @@ def drop_unused_codes(unpacked: Any) -> None:
     unpacked.operatorCodes = [unpacked.operatorCodes[index] for index in used]
     for operator in operators:
         operator.opcodeIndex = used.index(operator.opcodeIndex)
+
+
+def drop_unused_tensors(unpacked: Any) -> dict[int, int]:
+    """Removes tensors of the main subgraph that nothing refers to any more, and buffers that no tensor has.
+
+    Returns:
+        For each tensor that stays its old index -> its new one.
+    """
+    main = unpacked.subgraphs[0]
+    lists = [main.inputs, main.outputs]
+    for operator in main.operators:
+        lists += [operator.inputs, operator.outputs, () if operator.intermediates is None else operator.intermediates]
+    used = sorted({int(index) for indices in lists for index in indices} - {-1})
+    mapping = {old: new for new, old in enumerate(used)}
+
+    def moved(indices: Any) -> np.ndarray:
+        return np.array([mapping.get(int(index), -1) for index in indices], dtype=np.int32)
+
+    main.tensors = [main.tensors[index] for index in used]
+    main.inputs, main.outputs = moved(main.inputs), moved(main.outputs)
+    for operator in main.operators:
+        operator.inputs, operator.outputs = moved(operator.inputs), moved(operator.outputs)
+        if operator.intermediates is not None:
+            operator.intermediates = moved(operator.intermediates)
+    holders = [tensor for subgraph in unpacked.subgraphs for tensor in subgraph.tensors] + list(unpacked.metadata or [])
+    kept = sorted({0, *(holder.buffer for holder in holders)})  # buffer 0 stands for no values
+    unpacked.buffers, unpacked.metadataBuffer = [unpacked.buffers[index] for index in kept], None
+    for holder in holders:
+        holder.buffer = kept.index(holder.buffer)
+    return mapping
 
 
 def drop_unused_buffers(unpacked: Any) -> None:

@@ -14,8 +14,8 @@ from tflite_qdebug.edit.flatbuffer import Writer, drop_unused_buffers, drop_unus
 from tflite_qdebug.errors import ModelError
 from tflite_qdebug.model import Model, Tensor, refuses_broken_models
 
-__all__ = ["copy_passed_inputs", "copy_subgraphs", "reachable_subgraphs", "referenced_subgraphs", "renumber_subgraphs",
-           "select_prefix", "select_subgraph", "selected_signature", "with_ranges_of"]  # fmt: skip
+__all__ = ["copy_passed_inputs", "copy_subgraphs", "make_main", "reachable_subgraphs", "referenced_subgraphs",
+           "renumber_subgraphs", "select_prefix", "select_subgraph", "selected_signature", "with_ranges_of"]  # fmt: skip
 
 # Options of the schema -> their fields that are indices of subgraphs; one that a schema lacks is never met.
 _FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -140,7 +140,7 @@ def select_subgraph(model: Model, index: int) -> bytes:
         ModelError: Where the model has no such subgraph.
     """
     unpacked = unpack(model)
-    _make_main(unpacked, index)
+    make_main(unpacked, index)
     return pack(unpacked)
 
 
@@ -163,7 +163,7 @@ def select_prefix(model: Model, index: int, operator: int) -> bytes:
     subgraph = unpacked.subgraphs[index]
     subgraph.operators, subgraph.outputs = subgraph.operators[:operator], np.array(wanted, dtype=np.int32)
     unpacked.signatureDefs = []
-    _make_main(unpacked, index)
+    make_main(unpacked, index)
     return pack(unpacked)
 
 
@@ -227,7 +227,12 @@ def selected_signature(model: Model, key: str) -> Model:
     return Model(select_subgraph(model, subgraph)) if subgraph else model
 
 
-def _make_main(unpacked: Any, index: int) -> None:
+def make_main(unpacked: Any, index: int) -> None:
+    """Makes one subgraph of an unpacked model the main one, in place; what it does not reach is left out.
+
+    Raises:
+        ModelError: Where the model has no such subgraph.
+    """
     others = [reached for reached in reachable_subgraphs(unpacked, [index]) if reached != index]
     order = [index, *others]
     mapping = {old: new for new, old in enumerate(order)}

@@ -289,10 +289,10 @@ def custom() -> Model:
     return made.model("out")
 
 
-def recurrent() -> Model:
-    made = image(shape=(1, 5, 4))
+def recurrent(depth: int = 4) -> Model:
+    made = image(shape=(1, 5, depth))
     sources: list[str | None] = ["image"]
-    sources += [made.weights(f"weights{i}", (4, 4)) for i in range(8)] + [None] * 3
+    sources += [made.weights(f"weights{i}", (4, depth if i < 4 else 4)) for i in range(8)] + [None] * 3
     sources += [made.numbers(f"bias{i}", [0] * 4) for i in range(4)] + [None] * 2
     sources += [made.tensor("hidden", (1, 4), variable=True), made.tensor("cell", (1, 4), "INT16", variable=True)]
     made.operator("UNIDIRECTIONAL_SEQUENCE_LSTM", sources + [None] * 4, made.tensor("out", (1, 5, 4)))
@@ -401,6 +401,23 @@ def test_guesses_are_marked() -> None:
     assert (between.mapped, between.sure) == (True, False)
     large = with_constant("RESHAPE", [1, 512, 1024], (1, 512, 512, 2), (1, 512, 1024), 1)
     assert (partition(large).operators[0].mapped, partition(large).operators[0].sure) == (True, False)
+    deep = partition(recurrent(1000)).operators[0]
+    assert (deep.mapped, deep.sure) == (True, False)
+
+
+@pytest.mark.parametrize(("rows", "mapped", "sure"), [(147, True, True), (400, True, False), (784, False, False)])
+def test_much_may_not_be_transposed(rows: int, mapped: bool, sure: bool) -> None:
+    # Of YOLOv5s at 224 x 224: 14 * 14 rows of 3 * 85 map, 28 * 28 do not.
+    found = partition(with_constant("TRANSPOSE", [0, 2, 1, 3], (1, rows, 3, 85), (1, 3, rows, 85))).operators[0]
+    assert (found.mapped, found.sure) == (mapped, sure)
+
+
+@pytest.mark.parametrize(("side", "mapped", "sure"), [(64, True, True), (128, True, False), (256, False, False)])
+def test_enlarged_images_may_be_too_large(side: int, mapped: bool, sure: bool) -> None:
+    # 512 x 512 x 32 bytes are known not to map, 128 x 128 x 32 to.
+    sizes = (1, side, side, 32), (1, 2 * side, 2 * side, 32)
+    found = partition(with_constant("RESIZE_BILINEAR", [2 * side, 2 * side], *sizes)).operators[0]
+    assert (found.mapped, found.sure) == (mapped, sure)
 
 
 @pytest.mark.parametrize(("build", "needed"), [(transposed, 13), (FREE["transposed"], 14)])

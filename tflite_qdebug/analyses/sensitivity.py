@@ -262,7 +262,8 @@ class _Worker:
         self.float: Interpreter | None = None
         if FORMS[mode][1] == "node":
             floats = mixed.models.floats
-            self.float = backend.open(mixed.models.exposed("float", [floats.at[value] for value in sweep.outputs]))
+            exposed = mixed.models.exposed("float", [floats.at[value] for value in sweep.outputs])
+            self.float = backend.without_delegates.open(exposed)
         self.tails = {position: backend.open(tail.data, kernels) for position, tail in part.tails.items()}
         files = {id(variant.head.data): variant.head.data for variant in part.variants}
         self.heads = {key: backend.open(data, kernels) for key, data in files.items()}
@@ -270,6 +271,11 @@ class _Worker:
     def described(self) -> tuple[dict[str, Any], list[str]]:
         """Returns which code ran, and what the reader must know."""
         opened = [self.base, *self.tails.values(), *self.heads.values()]
+        if self.base.delegates:
+            taken = [interpreter.delegation() for interpreter in opened]
+            counts = sum(one.taken for one in taken), sum(one.operators for one in taken)
+            words = f"in the {len(opened)} parts of the model it took {counts[0]} of {counts[1]} operators"
+            return self.base.provenance(), [*self.base.notes, words] if len(opened) > 1 else list(self.base.notes)
         fallen = {note for interpreter in opened for note in interpreter.notes}
         kernels = sorted({interpreter.kernels for interpreter in opened})
         notes = []

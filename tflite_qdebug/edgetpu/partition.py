@@ -54,6 +54,7 @@ class Placement:
         behind: Index of the operator that cuts it off; -1 where its own kind decides.
         segment: Number of the piece that holds it, from 0; -1 on the CPU.
         sure: False where the rule that decides is a guess.
+        is_float: It was asked to be kept float.
     """
 
     index: int
@@ -67,6 +68,7 @@ class Placement:
     behind: int = -1
     segment: int = -1
     sure: bool = True
+    is_float: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +185,7 @@ def partition(model: Model, *, runtime_version: int = 14, multiple_subgraphs: bo
 
 @refuses_broken_models
 def cut_by_float(
-    model: Model, nodes: Collection[str], *, runtime_version: int = 14, multiple_subgraphs: bool = False
+    model: Model, nodes: Collection[str | int], *, runtime_version: int = 14, multiple_subgraphs: bool = False
 ) -> Partition:
     """Predicts what is left on the device where some nodes are kept float, without making that model.
 
@@ -192,7 +194,7 @@ def cut_by_float(
 
     Args:
         model: The quantized model.
-        nodes: Names of the nodes, by their output tensors in this model.
+        nodes: Names of the nodes, by their output tensors in this model, or positions of operators.
         runtime_version: As `partition` has it.
         multiple_subgraphs: Likewise.
 
@@ -208,7 +210,9 @@ def cut_by_float(
     ]
     for index in _bridges_of(model, kept):
         verdicts[index] = Verdict(DATA_TYPE, "it stands beside what is kept float, and converts from or to floats")
-    return _partitioned(rules, verdicts, multiple_subgraphs)
+    found = _partitioned(rules, verdicts, multiple_subgraphs)
+    placements = (dataclasses.replace(each, is_float=True) if each.index in kept else each for each in found.operators)
+    return dataclasses.replace(found, operators=tuple(placements))
 
 
 @refuses_broken_models
@@ -438,10 +442,15 @@ def _is_per_channel(rules: Rules, operator: Operator) -> bool:
 # -------------------------------------------------------------------------------------------------------- kept float
 
 
-def _operators_of(model: Model, nodes: Collection[str]) -> set[int]:
+def _operators_of(model: Model, nodes: Collection[str | int]) -> set[int]:
     known = model.main.nodes
     kept: set[int] = set()
     for name in [nodes] if isinstance(nodes, str) else nodes:
+        if isinstance(name, int):
+            if not 0 <= name < len(model.main.operators):
+                raise OptionError(f"got operator {name}, expected 0 to {len(model.main.operators) - 1}")
+            kept.add(name)
+            continue
         full = completed(name, known, "node")
         if full not in known:
             raise OptionError(

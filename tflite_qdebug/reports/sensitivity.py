@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -66,8 +66,15 @@ def sensitivity_table(found: Sensitivity, count: int = 10) -> tuple[list[str], l
     return header, rows
 
 
-def write_sensitivity_csv(found: Sensitivity, path: str | os.PathLike[str]) -> None:
+def write_sensitivity_csv(
+    found: Sensitivity, path: str | os.PathLike[str], more: Mapping[str, Sequence[object]] | None = None
+) -> None:
     """Writes all metrics at all outputs, with their 90 % intervals, sorted as the table.
+
+    Args:
+        found: What was measured.
+        path: Of the file.
+        more: Further columns, in the table's order.
 
     Raises:
         OutputError: Where it cannot be written.
@@ -86,7 +93,7 @@ def write_sensitivity_csv(found: Sensitivity, path: str | os.PathLike[str]) -> N
         columns["threshold"] = [found.thresholds[position] for position in order]
         columns["bits"] = [found.bits[position] for position in order]
     columns.update(_metric_columns(found.errors, order))
-    write_columns(columns, path)
+    write_columns({**columns, **(more or {})}, path)
 
 
 def _metric_columns(errors: OutputErrors, order: Sequence[int]) -> dict[str, Sequence[object]]:
@@ -195,8 +202,13 @@ def steps_table(steps: Steps) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def write_steps_csv(steps: Steps, path: str | os.PathLike[str]) -> None:
+def write_steps_csv(steps: Steps, path: str | os.PathLike[str], more: Mapping[str, Sequence[object]] | None = None) -> None:
     """Writes every step with all metrics.
+
+    Args:
+        steps: What was measured.
+        path: Of the file.
+        more: Further columns, one row for each step.
 
     Raises:
         OutputError: Where it cannot be written.
@@ -209,4 +221,4 @@ def write_steps_csv(steps: Steps, path: str | os.PathLike[str]) -> None:
         "bytes": list(steps.sizes) if steps.sizes else [""] * count,
     }
     columns.update(_metric_columns(steps.errors, range(count)))
-    write_columns(columns, path)
+    write_columns({**columns, **(more or {})}, path)

@@ -2,6 +2,9 @@
 
     python tests/board_check.py prepare DIR      on the host: writes debug model, samples and the host's run
     python tests/board_check.py run DIR          on the board: no TensorFlow, no pandas, no flatbuffers
+    python tests/board_check.py merge DIR FILE   on the host: what the bundle wrote on the board goes into the run
+
+The second needs the package on PYTHONPATH; the bundle DIR/board.pyz, which `prepare` also writes, needs nothing.
 
 Not collected by pytest: .ci/run calls it in environments that hold numpy and one interpreter.
 """
@@ -31,6 +34,40 @@ def prepare(folder: Path) -> None:
     (folder / "debug.tflite").write_bytes(debug_model.data)
     run.save(folder / "host.json")
     np.savez(folder / "samples.npz", samples=np.concatenate([sample.inputs[0] for sample in dataset]))
+    _write_bundle(folder)
+
+
+def _write_bundle(folder: Path) -> None:
+    from tflite_qdebug.bundling import write_bundle
+    from tflite_qdebug.cli import main
+
+    words = ["run", "example", "--dense-per-tensor", "--limit", str(SAMPLES), "--output", str(folder / "run"), "--no-progress"]
+    assert main(words) == 0
+    write_bundle(folder / "run", folder / "board.pyz", limit=SAMPLES, progress=False)
+
+
+def merge(folder: Path, result: Path) -> None:
+    from tflite_qdebug.merging import merge_result
+
+    board = merge_result(folder / "run", result, result.stem)
+    assert not board.notes, board.notes
+    host = board.model("float", "host")
+    for model in board.models:
+        assert (model.samples, model.failure) == (SAMPLES, ""), model
+        assert model.metrics["top_1"] > 0.4, model
+        assert model.where == "host" or model.percentile_90 >= model.median > 0, model
+    on_board = board.model("float")
+    assert on_board is not None
+    assert host is not None
+    assert on_board.metrics == host.metrics
+    assert on_board.sqnr_db > 60.0, on_board
+    assert board.layers is not None
+    assert board.host_layers is not None
+    # Kernels of another release round otherwise; the ill layers are the same, and equally ill.
+    worst = board.host_layers.worst(count=3)
+    assert board.layers.worst(count=3) == worst
+    np.testing.assert_allclose(board.layers.statistics.rmse[worst], board.host_layers.statistics.rmse[worst], rtol=0.1)
+    print(f"bundle on {board.name}: Python {board.about['python']}, {on_board.runtime}: 1 passed, 0 failed")
 
 
 def run(folder: Path) -> None:
@@ -59,4 +96,4 @@ def run(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"prepare": prepare, "run": run}[sys.argv[1]](Path(sys.argv[2]))
+    {"prepare": prepare, "run": run, "merge": merge}[sys.argv[1]](*map(Path, sys.argv[2:]))

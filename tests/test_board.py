@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 import tflite_qdebug
+from tflite_qdebug.bundling import board_modules
 
 PACKAGE = Path(tflite_qdebug.__file__).parent
 HEAVY = ("tensorflow", "pandas", "flatbuffers", "numba", "rich", "PIL", "matplotlib", "keras", "tensorflow_datasets")
 BOARD = ("errors", "quantization", "statistics", "kernels", "interpreter", "datasets", "record", "collect", "progress",
-         "tf_private", "isolation", "workers")  # fmt: skip
+         "tf_private", "isolation", "workers", "delegates", "canary", "files", "board", "board.archive", "board.command",
+         "board.comparison", "board.journal", "board.running", "board.start", "board.timing")  # fmt: skip
 
 BLOCKER = f"""
 import sys
@@ -85,7 +87,9 @@ print(name, *(run.columns()[column][0] for column in ("max_abs_error", "saturate
 
 def board_files() -> list[Path]:
     files = [PACKAGE / "__init__.py", *(PACKAGE / "datasets").glob("*.py"), PACKAGE / "example" / "__init__.py"]
-    return files + [PACKAGE / f"{name}.py" for name in BOARD if (PACKAGE / f"{name}.py").exists()]
+    files += [PACKAGE / f"{name}.py" for name in BOARD if (PACKAGE / f"{name}.py").exists()]
+    # What a bundle carries; what it begins with tells an old Python what is needed, so its syntax is tested apart.
+    return sorted({*files, *board_modules()} - {PACKAGE / "board" / "start.py"})
 
 
 @pytest.mark.parametrize("path", board_files(), ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -93,6 +97,18 @@ def test_a_board_module_has_the_syntax_of_python_3_7(path: Path) -> None:
     tree = ast.parse(path.read_text(), feature_version=(3, 7))
     future = any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in tree.body)
     assert future, "annotations would be evaluated when the module is loaded"
+
+
+def test_what_an_archive_runs_first_is_read_by_any_python_3() -> None:
+    tree = ast.parse((PACKAGE / "board" / "start.py").read_text(), feature_version=(3, 4))
+    imports = [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert imports == [], "nothing is imported before the hash is checked"
+
+
+def test_a_bundle_carries_all_that_its_modules_import_and_nothing_for_hosts() -> None:
+    names = {path.relative_to(PACKAGE).as_posix() for path in board_modules()}
+    assert {"__init__.py", "interpreter.py", "delegates.py", "collect.py", "board/start.py", "board/command.py"} <= names
+    assert not names & {"model.py", "conversion.py", "findings.py", "numba_kernels.py", "bundling.py", "output_error.py"}
 
 
 def test_the_check_of_syntax_notices_newer_syntax() -> None:

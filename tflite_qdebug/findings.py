@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from tflite_qdebug.board_record import Board, BoardModel
 from tflite_qdebug.errors import ModelError, OptionError, did_you_mean
 from tflite_qdebug.files import write_atomically
+from tflite_qdebug.latency_record import Latency, ModelTime, OperatorTime
 from tflite_qdebug.outcome import Candidate, Difference, Measured, Outcome, Recipe
 from tflite_qdebug.output_error import OutputErrors
 from tflite_qdebug.record import Run, decoded, encoded
@@ -59,6 +61,8 @@ PLACES = {
     "fix": "fix/fix.json",
     # As any run: its folder can be compared with that of the run before, by ``diff``.
     "fixed": "fix/run.json",
+    "boards": "boards/boards.json",
+    "latency": "latency.json",
 }
 
 
@@ -483,9 +487,11 @@ _CLASSES: dict[str, Any] = {
     "diagnosis": Diagnosis,
     "advice": Advice,
     "fix": Outcome,
+    "boards": Board,
+    "latency": Latency,
 }
 # Parts that are a tuple of their class.
-_SEVERAL = ("graph", "curves", "profiles", "advice")
+_SEVERAL = ("graph", "curves", "profiles", "advice", "boards")
 # Fields that hold another class, one or a tuple of them.
 _NESTED: dict[str, Any] = {
     "scores": Score,
@@ -500,6 +506,11 @@ _NESTED: dict[str, Any] = {
     "upper_bounds": Candidate,
     "proof": Candidate,
     "recipe": Recipe,
+    "models": BoardModel,
+    "layers": Run,
+    "host_layers": Run,
+    "whole_models": ModelTime,
+    "timed": OperatorTime,
 }
 # Of a class, fields that are a mapping to another class.
 _MAPPED: dict[tuple[Any, str], Any] = {(Candidate, "metrics"): Measured, (Candidate, "differences"): Difference}
@@ -556,7 +567,7 @@ def save_part(folder: str | os.PathLike[str], part: str, value: Any, mode: str =
     Args:
         folder: Of the run.
         part: A name in `PLACES`.
-        value: An instance of its class, or a tuple of them for ``graph``, ``curves``, ``profiles`` and ``advice``.
+        value: An instance of its class, or a tuple of them for ``graph``, ``curves``, ``profiles``, ``advice`` and ``boards``.
         mode: Of a sensitivity.
 
     Raises:
@@ -616,6 +627,8 @@ class Findings:
         advice: What to try, what brings most first; empty where nothing is wrong, or it was not worked out.
         fix: What a search for remedies found; None where none was made.
         fixed: The error of each layer of the model that it found.
+        boards: What was measured on boards.
+        latency: What each operator takes on this machine; None where it was not measured.
     """
 
     run: Run
@@ -631,6 +644,8 @@ class Findings:
     advice: tuple[Advice, ...] = ()
     fix: Outcome | None = None
     fixed: Run | None = None
+    boards: tuple[Board, ...] = ()
+    latency: Latency | None = None
 
     @classmethod
     def load(cls, place: str | os.PathLike[str]) -> Findings:

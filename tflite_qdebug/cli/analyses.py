@@ -13,17 +13,21 @@ from typing import Any
 
 from tflite_qdebug import example
 from tflite_qdebug.analyses.diagnosis import advise
+from tflite_qdebug.analyses.diagnosis import diagnose as diagnosed
 from tflite_qdebug.analyses.evaluation import task_functions
 from tflite_qdebug.cli import runs
 from tflite_qdebug.cli.options import QUANTIZING, backend_of
 from tflite_qdebug.cli.output import Screen, terminal_width
 from tflite_qdebug.cli.verbs import progress
+from tflite_qdebug.edgetpu.prices import FloatPrice, float_prices, operators_called, priced_advice, priced_diagnosis
 from tflite_qdebug.errors import OptionError, did_you_mean
-from tflite_qdebug.findings import Findings, Profile
+from tflite_qdebug.findings import Findings, Profile, save_part
+from tflite_qdebug.model import Model
 from tflite_qdebug.output_error import METRICS
 from tflite_qdebug.reports.advice import advice_lines
 from tflite_qdebug.reports.charts import notable_nodes, save_charts, suspected_nodes
 from tflite_qdebug.reports.diagnosis import diagnosis_lines
+from tflite_qdebug.reports.edgetpu import price_columns, with_prices
 from tflite_qdebug.reports.glossary import MODES, label
 from tflite_qdebug.reports.html import write_report
 from tflite_qdebug.reports.profiles import channel_table, profile_table, write_channel_csv, write_profile_csv
@@ -39,7 +43,7 @@ from tflite_qdebug.reports.sensitivity import (
     write_steps_csv,
 )
 from tflite_qdebug.reports.tables import write_csv
-from tflite_qdebug.study import SETUP, Study
+from tflite_qdebug.study import SETUP, Setup, Study
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
@@ -92,15 +96,28 @@ def sensitivity(arguments: argparse.Namespace, screen: Screen) -> None:
             large_is_bad=arguments.lower_is_better or None,
         )
         words = MODES[mode] + ("; the best first" if mode == "float" else "")
-        screen.table(*sensitivity_table(found, arguments.count), title=f"{words}; {_ran(found.provenance)}")
+        table = sensitivity_table(found, arguments.count)
+        prices = _prices(arguments, study, [[found.nodes[position]] for position in found.order()])
+        table = with_prices(*table, prices[: arguments.count]) if prices else table
+        screen.table(*table, title=f"{words}; {_ran(found.provenance)}")
         screen.notes(found.notes)
         some = ".some" if arguments.node or arguments.output_node else ""
         path = study.folder / "node_sensitivity" / f"{mode}{some}.csv"
-        write_sensitivity_csv(found, path)
+        write_sensitivity_csv(found, path, price_columns(prices) if prices else None)
         screen.say(f"all nodes: {path}")
         results[mode] = sensitivity_data(found)
-    screen.say("the last two columns: between which values, and ranks, 90 % of random choices of the samples lie")
+        for entry, price in zip(results[mode].values(), prices, strict=False):
+            entry["edgetpu"] = price.to_dict()
+    screen.say("the columns with 90 %: between which values, and ranks, 90 % of random choices of the samples lie")
     screen.result(results)
+
+
+def _prices(arguments: argparse.Namespace, study: Study, groups: Sequence[Sequence[str]]) -> list[FloatPrice]:
+    """Returns what each group of nodes takes off the Edge TPU where it is left float; nothing where that was not asked."""
+    if not arguments.edgetpu:
+        return []
+    model = study.pair.quantized
+    return float_prices(model, [operators_called(study.findings, model, nodes) for nodes in groups])
 
 
 def sensitivity_data(found: Any) -> dict[str, dict[str, Any]]:
@@ -177,7 +194,9 @@ def steps(arguments: argparse.Namespace, screen: Screen) -> None:
         task_metrics=_task_metrics(arguments, study),
         large_is_bad=arguments.lower_is_better,
     )
-    screen.table(*steps_table(found), title=f"nodes left float one after another; {_ran(found.provenance)}")
+    prices = _prices(arguments, study, [found.nodes[:step] for step in range(len(found.nodes) + 1)])
+    table = with_prices(*steps_table(found), prices) if prices else steps_table(found)
+    screen.table(*table, title=f"nodes left float one after another; {_ran(found.provenance)}")
     screen.notes(found.notes)
     if math.isnan(found.threshold):
         screen.say(f"{found.metric} has no threshold of its own; --threshold sets one")
@@ -187,10 +206,14 @@ def steps(arguments: argparse.Namespace, screen: Screen) -> None:
         screen.say(f"{found.met} nodes in float meet {found.metric} {found.threshold:g} (*)")
         if found.met:
             screen.say("  denylisted_nodes=[" + ",\n                    ".join(map(repr, found.nodes[: found.met])) + "]")
+            if prices:
+                screen.say(f"  {prices[found.met].words}")
     path = study.folder / "sensitivity_analysis" / "steps.csv"
-    write_steps_csv(found, path)
+    write_steps_csv(found, path, price_columns(prices) if prices else None)
     screen.say(f"all steps: {path}")
-    values = {name: found.errors.worst(name).tolist() for name in found.errors.names()}
+    values: dict[str, Any] = {name: found.errors.worst(name).tolist() for name in found.errors.names()}
+    if prices:
+        values["edgetpu"] = [price.to_dict() for price in prices]
     screen.result({"nodes": found.nodes, "met": found.met, "threshold": found.threshold, "bytes": found.sizes, **values})
 
 
@@ -281,9 +304,21 @@ def diagnose(arguments: argparse.Namespace, screen: Screen) -> None:
     study.run_with_parts()
     study.scores()
     found = study.diagnosis()
+    if arguments.edgetpu:
+        _price_findings(study.findings, study.folder, study.pair.quantized)
+        found = study.findings.diagnosis or found
     for line in diagnosis_lines(found, terminal_width()):
         screen.say(line)
     screen.result(dataclasses.asdict(found))
+
+
+def _price_findings(findings: Findings, folder: Path, model: Model) -> None:
+    """Adds to diagnosis and advice what the suggested float nodes cost on the Edge TPU, and keeps them."""
+    if findings.diagnosis is not None:
+        findings.diagnosis = priced_diagnosis(findings.diagnosis, findings, model)
+        save_part(folder, "diagnosis", findings.diagnosis)
+    findings.advice = priced_advice(findings.advice, findings, model)
+    save_part(folder, "advice", findings.advice)
 
 
 def report(arguments: argparse.Namespace, screen: Screen) -> None:
@@ -291,6 +326,10 @@ def report(arguments: argparse.Namespace, screen: Screen) -> None:
     findings = Findings.load(arguments.run)
     folder = Path(arguments.run) if Path(arguments.run).is_dir() else Path(arguments.run).parent
     findings.advice = advise(findings, str(folder))  # analyses may have been made since it was kept
+    if arguments.edgetpu:
+        model = Model(folder / Setup.load(folder).quantized_model)
+        findings.diagnosis = None if findings.diagnosis is None else diagnosed(findings)
+        _price_findings(findings, folder, model)
     path = write_report(findings, arguments.output or folder / "report.html")
     screen.say(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
     paths: Sequence[Path] = ()
@@ -322,6 +361,8 @@ def runall(arguments: argparse.Namespace, screen: Screen) -> None:
     except BaseException:
         screen.say(f"what is finished is kept; to go on: tflite-qdebug runall {study.folder}")
         raise
+    if arguments.edgetpu:
+        _price_findings(findings, study.folder, study.pair.quantized)
     _write_tables(study)
     report_path = write_report(findings, study.folder / "report.html")
     paths = [] if arguments.no_charts else save_charts(findings, study.folder, nodes=_charted(findings))

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from tflite_qdebug import __version__
 from tflite_qdebug.cli.options import COMMON, DATA_FORMS, QUANTIZING, RUNNING, add_options
@@ -17,8 +18,8 @@ __all__ = ["main"]
 
 _EXIT_CODES = """\
 exit codes: 0 done, 1 unforeseen error, 2 wrong option, 3 model, 4 dataset, 5 conversion, 6 interpreter or delegate,
-7 package missing, 8 result could not be written, 9 metric, 10 kernels differ (--fail-on-difference), 11 gate failed,
-130 interrupted
+7 package missing, 8 result could not be written, 9 metric, 10 kernels differ (--fail-on-difference, limits of extract),
+11 gate failed, 12 not as asked on the Edge TPU (edgetpu check), 130 interrupted
 """
 _EPILOGS = {
     "demo": "example:\n  tflite-qdebug demo --output demo\n",
@@ -29,6 +30,7 @@ examples:
   tflite-qdebug convert float.tflite --representative-data 'images:photos?size=224x224&scale=0.00784&offset=-1' \\
       --kind int8 --denylisted-node 'model/head/MatMul' --denylisted-op MEAN --output models
   tflite-qdebug convert saved_model/ --representative-data mydata:samples --kind debug --output models
+  tflite-qdebug convert model.keras --representative-data samples.npz --edgetpu --input-type uint8 --output models
 """,
     "evaluate": """\
 examples:
@@ -60,6 +62,14 @@ examples:
   tflite-qdebug compare-kernels int8.tflite --debug-data debug.npz --runtime tensorflow --against ai_edge_litert
   tflite-qdebug compare-kernels int8.tflite --debug-data debug.npz --kernels builtin --against-delegate libdelegate.so \\
       --fail-on-difference 1
+""",
+    "extract": """\
+examples:
+  tflite-qdebug extract int8.tflite --from 'model/conv1/Relu' --to 'model/conv4/Relu' --output part
+  tflite-qdebug extract int8.tflite --every-operator --debug-data debug.npz --limit 8
+  tflite-qdebug extract int8.tflite --operator 'model/head/MatMul' --debug-data debug.npz --delegate libdelegate.so \\
+      --delegate-option key=value --max-difference 1
+  tflite-qdebug extract int8.tflite --debug-data debug.npz --runtime ai_edge_litert --against tensorflow:reference
 """,
     "fix": """\
 examples:
@@ -124,6 +134,45 @@ examples:
   tflite-qdebug gate results --min-sqnr output:25 --max-drop 0.5% --baseline last_week --junit gate.xml --summary gate.md
   tflite-qdebug gate results --min-sqnr 'StatefulPartitionedCall:0:25' --min-cosine 0.99 --max-severity 3
 """,
+    "edgetpu check": """\
+examples:
+  tflite-qdebug edgetpu check int8.tflite
+  tflite-qdebug edgetpu check int8.tflite --compiled int8_edgetpu.tflite --log int8_edgetpu.log
+  tflite-qdebug edgetpu check int8.tflite --leave-float 'model/conv1/Relu' --csv placement.csv
+  tflite-qdebug edgetpu check results --prices
+  tflite-qdebug edgetpu check int8.tflite --most-on-cpu 2 --json
+""",
+    "edgetpu prepare": """\
+examples:
+  tflite-qdebug edgetpu prepare int8.tflite --debug-data debug.npz --output device
+  sh device/compile.sh                                   where edgetpu_compiler is installed
+  python3 device/compare.py --delegate edgetpu           where the device is: numpy and an interpreter wheel are enough
+""",
+    "edgetpu compare": """\
+examples:
+  tflite-qdebug edgetpu compare device --delegate edgetpu
+  tflite-qdebug edgetpu compare device --kernels builtin --tolerance 2
+  tflite-qdebug edgetpu compare device --delegate libdelegate.so --uncompiled --bisect --fail-on-difference 1
+  tflite-qdebug edgetpu compare device --result result.json
+""",
+    "bundle": """\
+examples:
+  tflite-qdebug bundle results
+  tflite-qdebug bundle results --limit 200 --output board.pyz
+  tflite-qdebug bundle results --compiled int8_edgetpu.tflite --delegate edgetpu
+on the board, with nothing but numpy and tflite-runtime or ai-edge-litert:
+  python3 results.pyz
+""",
+    "merge": """\
+examples:
+  tflite-qdebug merge results results_result.jsonl
+  tflite-qdebug merge results coral.jsonl --name 'Coral Dev Board'
+""",
+    "latency": """\
+examples:
+  tflite-qdebug latency results
+  tflite-qdebug latency results --kernels builtin --threads 4 --count 30
+""",
     "diff": """\
 examples:
   tflite-qdebug diff before after
@@ -150,10 +199,12 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     kinds = "float, float16, dynamic_range, int8, full_integer, int16x8"
 
-    def add(name: str, words: str, options: Sequence[str], kinds: str = kinds, aliases: Sequence[str] = ()) -> None:
+    def add(
+        name: str, words: str, options: Sequence[str], kinds: str = kinds, aliases: Sequence[str] = (), group: Any = None
+    ) -> None:
         forms = DATA_FORMS + "\n" if any(option.endswith("-data") for option in options) else ""
-        verb = verbs.add_parser(
-            name,
+        verb = (group or verbs).add_parser(
+            name.split()[-1],
             aliases=aliases,
             help=words,
             description=words[0].upper() + words[1:] + ".",
@@ -167,7 +218,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "convert",
         "convert and calibrate once, and write quantized and debug models",
-        ["model", "--representative-data", "--limit", "--kind", *QUANTIZING, "--output"],
+        ["model", "--representative-data", "--limit", "--kind", "convert --edgetpu", *QUANTIZING, "--output"],
         kinds + ", calibrated, debug, debug_whole_model",
     )
     add(
@@ -182,7 +233,7 @@ def parser() -> argparse.ArgumentParser:
             *("optional_model", "--float", "--quantized", "--representative-data", "--debug-data", "--signature-data"),
             *("--evaluation-data", "--metric", "--label-offset"),
             *("--limit", "--kind", *QUANTIZING, "--whole-model", "--parts", "--sequence", "--criterion", "--count"),
-            *(*RUNNING, "--output"),
+            *(*RUNNING, "priced --edgetpu", "--output"),
         ],
     )
     add(
@@ -204,11 +255,20 @@ def parser() -> argparse.ArgumentParser:
             *("--against", "--against-delegate", "--against-delegate-option", "--fail-on-difference", "--count", "--output"),
         ],
     )
+    add(
+        "extract",
+        "parts of a model as models of their own, tried on two kernels, down to the smallest part that fails",
+        [
+            *("quantized_model", "--from", "--to", "--operator", "--every-operator", "--signature", "--debug-data", "--limit"),
+            *(*RUNNING, "--against", "--against-delegate", "--against-delegate-option", "--cumulative", "--max-difference"),
+            *("extract --min-cosine", "--min-snr", "--min-psnr", "--max-not-finite", "--no-bisect", "--count", "--output"),
+        ],
+    )
     data = ("--debug-data", "--evaluation-data", "--metric", "--label-offset", "--limit", "--memory", *RUNNING)
     add(
         "sensitivity",
         "the error at the outputs when one node alone is quantized, or one alone left float",
-        ["run", "--mode", "--node", "--output-node", "--rank-by", "--lower-is-better", "--count", *data],
+        ["run", "--mode", "--node", "--output-node", "--rank-by", "--lower-is-better", "--count", "priced --edgetpu", *data],
         aliases=("get-sensitivity-of-nodes",),
     )
     add(
@@ -220,7 +280,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "sensitivity-analysis",
         "the error at the outputs as the most sensitive nodes are left float, one after another",
-        ["run", "--node", "--rank-by", "--lower-is-better", "--threshold", "--most", *data],
+        ["run", "--node", "--rank-by", "--lower-is-better", "--threshold", "--most", "priced --edgetpu", *data],
     )
     add(
         "distribution",
@@ -235,7 +295,7 @@ def parser() -> argparse.ArgumentParser:
         aliases=("get-channelwise-data-distribution",),
     )
     add("samples", "the samples on which the quantized model differs most", ["run", "--rank-by", "--count", *data])
-    add("diagnose", "what is wrong, why, and what to try", ["run", *data])
+    add("diagnose", "what is wrong, why, and what to try", ["run", "priced --edgetpu", *data])
     add(
         "runall",
         "every analysis of a run, in one go, with a report at the end",
@@ -243,10 +303,10 @@ def parser() -> argparse.ArgumentParser:
             *("model_or_run", "--float", "--quantized", "--representative-data", "--debug-data", "--evaluation-data"),
             *("--signature-data", "--metric", "--label-offset", "--limit", "--kind", *QUANTIZING, "--whole-model", "--parts"),
             *("--sequence", "--criterion", "--count", "--rank-by", "--threshold", "--memory", "--no-charts", *RUNNING),
-            "--output",
+            *("priced --edgetpu", "--output"),
         ],
     )
-    add("report", "one self-contained HTML file about a run", ["run", "--node", "--charts", "--output"])
+    add("report", "one self-contained HTML file about a run", ["run", "--node", "--charts", "priced --edgetpu", "--output"])
     add(
         "gate",
         "whether a saved run is good enough, and no worse than an earlier one; exit code 11 where it is not",
@@ -265,6 +325,51 @@ def parser() -> argparse.ArgumentParser:
             *("--per-tensor", "--dense-per-tensor"),
             *RUNNING,
         ],
+    )
+    words = "what an Edge TPU takes of a model, and whether it is right there"
+    edgetpu = verbs.add_parser("edgetpu", help=words, description=words[0].upper() + words[1:] + ".", allow_abbrev=False)
+    steps = edgetpu.add_subparsers(dest="step", metavar="STEP", required=True)
+    add(
+        "edgetpu check",
+        "which operators run on the Edge TPU and which on the CPU, and why; nothing is compiled",
+        [
+            *("edgetpu_model", "edgetpu --leave-float", "--prices", "--log", "--compiled", "--runtime-version"),
+            *("--multiple-subgraphs", "--most-on-cpu", "--all", "--csv"),
+        ],
+        group=steps,
+    )
+    alone = [option for option in RUNNING if option != "--workers"]
+    add(
+        "edgetpu prepare",
+        "what is compiled and run to find the first layer that the Edge TPU computes otherwise than the CPU",
+        [
+            *("quantized_model", "--debug-data", "--limit", "--outputs", "--prefixes", "--runtime", "--time-limit"),
+            *("--no-isolation", "--output"),
+        ],
+        group=steps,
+    )
+    add(
+        "edgetpu compare",
+        "the first layer in which a device differs from the CPU, in quantization steps, and whether it is at fault itself",
+        [
+            *("prepared", *alone, "--tolerance", "--uncompiled", "--bisect", "--result", "--fail-on-difference", "--count"),
+            "--output",
+        ],
+        group=steps,
+    )
+    add(
+        "bundle",
+        "one archive that runs a saved run's models on a board, with nothing but an interpreter wheel",
+        [
+            *("saved_run", "bundle --compiled", "bundle --delegate", "--delegate-option", "bundle --limit"),
+            *("--no-debug-model", "--runtime", "--workers", "bundle --output"),
+        ],
+    )
+    add("merge", "bring what a board measured into the run and its report", ["saved_run", "results", "--name", "--count"])
+    add(
+        "latency",
+        "what each operator of a run's quantized model takes on this machine, and what float islands cost",
+        ["saved_run", "--debug-data", "--seconds", "--operator-seconds", "--count", *RUNNING],
     )
     add("diff", "what has changed between two saved runs", ["old_run", "new_run", "--count", "--html", "--csv"])
     add("model-explorer", "a saved run as node data for Model Explorer", ["saved_run", "--output"])
@@ -306,15 +411,16 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     # Here, so that --help needs none of it.
-    from tflite_qdebug.cli import analyses, demo, diff, explorer, fix, gate, kernels, qat, runs, verbs
+    from tflite_qdebug.cli import analyses, bundle, demo, diff, edgetpu, explorer, extract, fix, gate, kernels, qat, runs, verbs
     from tflite_qdebug.cli.output import Screen
 
     verb = {
         "demo": demo.demo,
-        "convert": verbs.convert,
+        "convert": edgetpu.convert,
         "evaluate": verbs.evaluation,
         "run": runs.run,
         "compare-kernels": kernels.kernels,
+        "extract": extract.extract,
         "qat": qat.qat,
         "sensitivity": analyses.sensitivity,
         "get-sensitivity-of-nodes": analyses.sensitivity,
@@ -331,6 +437,10 @@ def _run(arguments: argparse.Namespace) -> int:
         "report": analyses.report,
         "gate": gate.gate,
         "fix": fix.fix_model,
+        "edgetpu": edgetpu.edgetpu,
+        "bundle": bundle.bundle,
+        "merge": bundle.merge,
+        "latency": bundle.latency,
         "diff": diff.diff_runs,
         "model-explorer": explorer.explorer,
     }[arguments.verb]

@@ -57,6 +57,57 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "KEY=DATA",
         "help": "debug data of one signature; may be repeated (default: --debug-data for each that it fits)",
     },
+    "edgetpu_model": {
+        "help": "quantized .tflite that the Edge TPU compiler would be given, or the folder of a saved run",
+        "metavar": "MODEL",
+    },
+    "edgetpu --leave-float": {
+        "action": "append",
+        "default": [],
+        "metavar": "NODE",
+        "help": "say what leaves the Edge TPU where this node is left float; may be repeated, for all of them together",
+    },
+    "--prices": {"action": "store_true", "help": "the same for each node by itself"},
+    "--log": {"metavar": "FILE", "help": "what the compiler printed, or its .log file: shown beside the prediction"},
+    "--compiled": {"metavar": "MODEL_edgetpu.tflite", "help": "what the compiler made of the model: the same"},
+    "--all": {"action": "store_true", "help": "list every operator, not just what is to be looked at"},
+    "--runtime-version": {
+        "metavar": "N",
+        "type": int,
+        "default": 14,
+        "help": "oldest Edge TPU runtime to compile for, as -m of the compiler, 10 to 14 (default: 14)",
+    },
+    "--multiple-subgraphs": {"action": "store_true", "help": "map every piece and not the first alone, as -a of the compiler"},
+    "--most-on-cpu": {
+        "metavar": "N",
+        "type": int,
+        "help": "exit with code 12 where more operators than that run on the CPU",
+    },
+    "prepared": {"help": "folder that 'edgetpu prepare' wrote", "metavar": "DIR"},
+    "--outputs": {
+        "metavar": "N",
+        "type": int,
+        "default": 16,
+        "help": "most intermediate tensors that one model has as outputs (default: 16)",
+    },
+    "--prefixes": {
+        "metavar": "N",
+        "type": int,
+        "default": 16,
+        "help": "models of the first so many operators, to bisect where the compiler refuses others (default: 16)",
+    },
+    "--tolerance": {
+        "metavar": "STEPS",
+        "type": float,
+        "default": 1.0,
+        "help": "quantization steps that a layer may differ by (default: 1)",
+    },
+    "--uncompiled": {"action": "store_true", "help": "run the models as they were prepared, not compiled"},
+    "--bisect": {
+        "action": "store_true",
+        "help": "bisect by models of the first so many operators, instead of making intermediate tensors outputs",
+    },
+    "--result": {"metavar": "FILE", "help": "run nothing, show what compare.py measured elsewhere"},
     "quantized_model": {"help": ".tflite to run, quantized or not", "metavar": "MODEL.tflite"},
     "models": {
         "help": "models to compare, as PATH or NAME=PATH; the first is the yardstick",
@@ -119,6 +170,31 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "const": "",
         "metavar": "DIR",
         "help": "also write every chart as PNG and SVG (default folder: the run's)",
+    },
+    "bundle --compiled": {
+        "metavar": "MODEL_edgetpu.tflite",
+        "help": "the quantized model as the compiler has made it; runs with --delegate (default: edgetpu)",
+    },
+    "bundle --delegate": {
+        "metavar": "LIBRARY",
+        "help": "runs the compiled model on the board, else the quantized one: edgetpu, or a library's path there",
+    },
+    "bundle --limit": {"metavar": "N", "type": int, "help": "take the first N samples of each dataset (default: 50)"},
+    "bundle --output": {"metavar": "FILE", "help": "the archive (default: RUN/NAME.pyz, by the run's folder)"},
+    "--no-debug-model": {"action": "store_true", "help": "leave out the model that measures the error of each layer"},
+    "results": {"help": "what the bundle wrote on a board", "metavar": "RESULT", "nargs": "+"},
+    "--name": {"metavar": "BOARD", "help": "what to call the board (default: as it calls itself)"},
+    "--seconds": {
+        "metavar": "S",
+        "type": float,
+        "default": 2.0,
+        "help": "how long each whole model is timed, ten runs at least (default: 2)",
+    },
+    "--operator-seconds": {
+        "metavar": "S",
+        "type": float,
+        "default": 0.1,
+        "help": "the same for each operator (default: 0.1)",
     },
     "saved_run": {"help": "folder that 'run ... --output' or 'runall' wrote, or its run.json", "metavar": "RUN"},
     "old_run": {"help": "the run before, as a folder or its run.json", "metavar": "OLD"},
@@ -209,6 +285,15 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "or nothing, as integer accelerators need it (default: float)",
     },
     "--edgetpu": {"action": "store_true", "help": "also predict how many operators of each candidate map to the Edge TPU"},
+    "priced --edgetpu": {
+        "action": "store_true",
+        "help": "also say what leaves the Edge TPU where a node that is suggested is left float: the graph is cut there",
+    },
+    "convert --edgetpu": {
+        "action": "store_true",
+        "help": "make one model for the Edge TPU compiler: integers throughout, a batch of 1, dense layers per tensor, what "
+        "the device lacks as what it has; and predict what will map",
+    },
     "--explore": {"action": "store_true", "help": "go on where the target is met, to see the whole front"},
     "--no-report": {"action": "store_true", "help": "do not measure before and after layer by layer, write no report"},
     "--limit": {"metavar": "N", "type": int, "help": "take the first N samples of each dataset"},
@@ -269,7 +354,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "default": "auto",
         "help": "auto: XNNPACK where it takes the model; builtin; reference (default: auto)",
     },
-    "--delegate": {"metavar": "LIBRARY", "help": "shared library of a delegate to run the quantized model on"},
+    "--delegate": {
+        "metavar": "LIBRARY",
+        "help": "shared library of a delegate to run the quantized model on; edgetpu: the Edge TPU's on this system",
+    },
     "--delegate-option": {
         "action": "append",
         "default": [],
@@ -281,7 +369,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "kernels to compare with: auto, builtin, reference, a runtime such as ai_edge_litert, or RUNTIME:KERNELS "
         "(default: reference)",
     },
-    "--against-delegate": {"metavar": "LIBRARY", "help": "shared library of a delegate to compare with"},
+    "--against-delegate": {"metavar": "LIBRARY", "help": "shared library of a delegate to compare with, or edgetpu"},
     "--against-delegate-option": {
         "action": "append",
         "default": [],
@@ -293,6 +381,47 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "type": float,
         "help": "exit with code 10 where a result differs by more than so many quantization steps, or a kernel is wrong",
     },
+    "--from": {
+        "dest": "from_tensors",
+        "nargs": "+",
+        "action": "extend",
+        "metavar": "TENSOR",
+        "help": "cut behind these tensors: names, as a report has them, or numbers (default: the model's inputs)",
+    },
+    "--to": {
+        "dest": "to_tensors",
+        "nargs": "+",
+        "action": "extend",
+        "metavar": "TENSOR",
+        "help": "cut until these tensors (default: the model's outputs)",
+    },
+    "--operator": {
+        "action": "append",
+        "metavar": "NODE",
+        "help": "cut out the operator with this output tensor, at this position, or the one of this type; may be repeated",
+    },
+    "--every-operator": {"action": "store_true", "help": "cut out each operator by itself"},
+    "--cumulative": {
+        "action": "store_true",
+        "help": "feed each cut also what the cuts before it gave on the side that is tested, and judge that (default: "
+        "isolated, each on what the reference gave)",
+    },
+    "--max-difference": {
+        "metavar": "X",
+        "type": float,
+        "help": "largest difference that passes, in quantization steps of integers and real units of floats (default, where no "
+        "limit is given: 1 step; of floats that no step belongs to a relative RMSE of 1e-4)",
+    },
+    "extract --min-cosine": {"metavar": "X", "type": float, "help": "least cosine similarity that passes"},
+    "--min-snr": {"metavar": "DB", "type": float, "help": "least ratio of signal to error that passes, in dB"},
+    "--min-psnr": {"metavar": "DB", "type": float, "help": "least ratio of the reference's range to the error, in dB"},
+    "--max-not-finite": {
+        "metavar": "N",
+        "type": int,
+        "default": 0,
+        "help": "how many values may be NaN or infinite on one side (default: 0)",
+    },
+    "--no-bisect": {"action": "store_true", "help": "do not look for the smallest part that still fails"},
     "--signature": {"metavar": "KEY", "help": "signature to run (default: the main subgraph)"},
     "--workers": {"metavar": "N", "type": int, "help": "interpreters at once (default: one per processor)"},
     "--threads": {"metavar": "N", "type": int, "default": 1, "help": "threads of each interpreter (default: 1)"},
@@ -332,8 +461,12 @@ QUANTIZING = (
 )
 
 
-#: Positional arguments that several verbs share under one name.
-_DESTINATIONS = {"optional_model": "model", "model_or_run": "model"}
+#: Arguments that several verbs call by one name, each with its own help.
+_DESTINATIONS = {"optional_model": "model", "model_or_run": "model", "edgetpu_model": "model",
+                 "extract --min-cosine": "--min-cosine",
+                 "edgetpu --leave-float": "--leave-float", "convert --edgetpu": "--edgetpu", "priced --edgetpu": "--edgetpu",
+                 "bundle --compiled": "--compiled", "bundle --delegate": "--delegate", "bundle --limit": "--limit",
+                 "bundle --output": "--output"}  # fmt: skip
 
 
 def add_options(parser: argparse.ArgumentParser, names: Iterable[str], **words: str) -> None:

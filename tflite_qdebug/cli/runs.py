@@ -18,9 +18,11 @@ from tflite_qdebug.cli.verbs import calibrate, data, evaluated, load, named_mode
 from tflite_qdebug.collect import LayerMetrics
 from tflite_qdebug.conversion import CALIBRATED_KINDS, KINDS, CalibratedModel, FloatModel, load_float_model
 from tflite_qdebug.datasets import open_dataset
+from tflite_qdebug.edgetpu.prices import priced_advice
 from tflite_qdebug.edit import DebugModel
 from tflite_qdebug.errors import OptionError, did_you_mean
 from tflite_qdebug.findings import Findings, save_part
+from tflite_qdebug.model import Model
 from tflite_qdebug.record import Run
 from tflite_qdebug.reports.advice import advice_lines
 from tflite_qdebug.reports.side_by_side import side_by_side, side_by_side_table, write_side_by_side
@@ -83,7 +85,7 @@ def _run_here(arguments: argparse.Namespace, screen: Screen, parts: int | bool |
         _write_files(folder, {**files, "debug.tflite": debug_model.data})
         runs = {"main": _debug_run(arguments, screen, folder, debug_model, calibrated, debug_data, described)}
     next(iter(runs.values())).notes[:0] = notes
-    result = _shown(arguments, screen, folder, runs)
+    result = _shown(arguments, screen, folder, runs, Model(quantized.data))
     for node in quantized.float_nodes:
         screen.say(f"{node.op_name} {node.node} stays float: {node.reason}")
     _write_setup(arguments, folder, "float.tflite", f"{kinds[0]}.tflite", runs)
@@ -186,7 +188,7 @@ def _run_pairs(arguments: argparse.Namespace, screen: Screen, parts: int | bool)
             screen.say(f"=== {name}: {path}")
         place = Folder(str(folder.path / as_file_name(name))) if len(models) > 1 and folder.path else folder
         measured[name] = _pair_runs(arguments, screen, place, float_model, opened[name], debug_data, signatures, parts)
-        results[name] = _shown(arguments, screen, place, measured[name])
+        results[name] = _shown(arguments, screen, place, measured[name], opened[name])
         if place.path is not None:
             _write_files(place, {"quantized.tflite": opened[name].data})
             if float_model is not None:
@@ -264,7 +266,9 @@ def _debug_data(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
         return data(arguments, "representative"), [note]
 
 
-def _shown(arguments: argparse.Namespace, screen: Screen, folder: Folder, runs: dict[str, Run]) -> dict[str, Any]:
+def _shown(
+    arguments: argparse.Namespace, screen: Screen, folder: Folder, runs: dict[str, Run], quantized: Model
+) -> dict[str, Any]:
     results = {}
     for name, run in runs.items():
         criterion = arguments.criterion or run.default_criterion
@@ -276,6 +280,8 @@ def _shown(arguments: argparse.Namespace, screen: Screen, folder: Folder, runs: 
         place = folder if first or folder.path is None else Folder(str(folder.path / as_file_name(name)))
         write_run(place, run)
         advice = advise(Findings(run), "RUN" if place.path is None else str(place.path))
+        if arguments.edgetpu and first:  # the device takes the main subgraph alone
+            advice = priced_advice(advice, Findings(run), quantized)
         if place.path is not None:
             save_part(place.path, "advice", advice)
         for line in advice_lines(advice, terminal_width()):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from tflite_qdebug.findings import Findings, Score, Scores
 from tflite_qdebug.record import Run
+from tflite_qdebug.reports.content.boards import board_tiles
 from tflite_qdebug.reports.content.parts import Culprit, Tile
 from tflite_qdebug.reports.content.view import View, cause_of
 from tflite_qdebug.reports.glossary import GLOSSARY, figure, task_term
@@ -64,6 +65,7 @@ def tiles(findings: Findings) -> Iterator[Tile]:
     """Yields the numbers of the whole model, as far as they were measured."""
     if findings.scores is not None:
         yield from _score_tiles(findings.scores)
+    yield from board_tiles(findings.boards)
     sqnr = worst_output_sqnr(findings)
     if sqnr is not None:
         found = figure("sqnr_db", sqnr)

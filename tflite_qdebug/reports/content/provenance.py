@@ -29,6 +29,15 @@ def provenance(findings: Findings) -> Iterator[tuple[str, tuple[tuple[str, str],
     if findings.fix is not None:
         # What is to be copied stands where it can be.
         yield "Remedies", tuple(_flat({key: value for key, value in findings.fix.provenance.items() if key != "snippets"}))
+    for board in findings.boards:
+        about = {
+            **board.about,
+            "bundle": board.bundle,
+            "models": {f"{m.where}, {m.name}": f"{m.runtime} {m.kernels}" for m in board.models},
+        }
+        yield f"On {board.name}", tuple(_flat(about))
+    if findings.latency is not None:
+        yield "Latency", tuple(_flat(findings.latency.provenance))
     if findings.scores is not None:
         yield "Task metric", (("data", findings.scores.dataset), ("samples", str(findings.scores.samples)))
 

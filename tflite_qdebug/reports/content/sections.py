@@ -8,6 +8,7 @@ from typing import Any
 
 from tflite_qdebug.findings import SampleError, Sensitivity, Steps
 from tflite_qdebug.reports.charts import known_curves, mean_width, steps_metrics
+from tflite_qdebug.reports.content.boards import boards_section, latency_section
 from tflite_qdebug.reports.content.parts import Section, Table
 from tflite_qdebug.reports.content.remedies import advice_section, fix_section
 from tflite_qdebug.reports.content.view import View, drawn, figure_of, missing, sensitivity_term
@@ -30,6 +31,8 @@ def sections(view: View) -> Iterator[Section]:
     yield _steps(view)
     yield _curves(view)
     yield _samples(view)
+    yield boards_section(view)
+    yield latency_section(view)
     yield advice_section(view)
 
 

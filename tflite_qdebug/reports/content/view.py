@@ -36,6 +36,8 @@ COMMANDS = {
     "profiles": "tflite-qdebug distribution",
     "samples": "tflite-qdebug samples",
     "advice": "tflite-qdebug diagnose",
+    "boards": "tflite-qdebug bundle, and merge what it gives",
+    "latency": "tflite-qdebug latency",
 }
 # What a drawing needs below and above it, in pixels: axis, title, legend.
 _AROUND = 110

@@ -45,6 +45,7 @@ _EXPORTS = {
     "Sensitivity": "findings",
     "Steps": "findings",
     "Study": "study",
+    "TFLiteConverter": "pipeline",
     "accumulated_error": "analyses.cumulative_error",
     "annotate": "remedies.annotation",
     "apply_recipe": "remedies.workshop",

@@ -106,6 +106,7 @@ def load_float_model(source: Any) -> FloatModel:
     """
     if isinstance(source, FloatModel):
         return source
+    source = getattr(source, "tensorflow_converter", source)  # of our own converter
     if isinstance(source, (bytes, bytearray, memoryview)):
         return FloatModel(bytes(source), "float .tflite")
     if isinstance(source, (str, os.PathLike)):

@@ -15,6 +15,7 @@ __all__ = [
     "ConversionError",
     "DatasetError",
     "InterpreterError",
+    "LimitError",
     "MetricError",
     "MissingPackageError",
     "ModelError",
@@ -87,6 +88,12 @@ class MetricError(QDebugError, ValueError):
     """A metric given by the user raised, or returned something other than one number."""
 
     exit_code = 9
+
+
+class LimitError(QDebugError):
+    """A quantized model misses a limit that it was held to."""
+
+    exit_code = 11
 
 
 def nearest_names(name: str, names: Iterable[str], count: int = 3) -> List[str]:

@@ -312,7 +312,25 @@ def _fork() -> int:
     with warnings.catch_warnings():
         # Locks that another thread may hold are not for the child to touch: it runs an interpreter and numpy, no more.
         warnings.filterwarnings("ignore", r"[\s\S]*\bfork\(\)")
-        return os.fork()
+        return _without_garbage()
+
+
+def _without_garbage() -> int:
+    """Forks; the child never looks at what the caller made.
+
+    To look at it would copy its pages. And what is garbage there must not end in the child: a calibrator that TensorFlow has
+    left in a cycle would wait for its threads, which a fork does not bring along.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        pid = os.fork()
+        if not pid:
+            gc.freeze()
+        return pid
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _signal_name(number: int) -> str:
@@ -342,8 +360,6 @@ def _settle(log: int, limit: int) -> None:
     _LIVE.clear()
     logging.disable(logging.CRITICAL)  # what is worth saying, the caller says, once
     _limit_memory(limit)
-    gc.collect(0)
-    gc.freeze()  # what the caller made is not looked at, which would copy its pages
 
 
 def _limit_memory(limit: int) -> None:

@@ -7,24 +7,18 @@ import dataclasses
 from collections.abc import Sequence
 
 from tflite_qdebug.cli.output import Screen
-from tflite_qdebug.errors import OptionError, QDebugError
+from tflite_qdebug.errors import LimitError, OptionError
 from tflite_qdebug.files import write_atomically
 from tflite_qdebug.findings import Findings
 from tflite_qdebug.reports.gate import Check, check_gate, junit_xml, markdown_summary
 from tflite_qdebug.wording import number
 
 
-class GateError(QDebugError):
-    """A check of the gate failed."""
-
-    exit_code = 11
-
-
 def gate(arguments: argparse.Namespace, screen: Screen) -> None:
     """Checks a saved run.
 
     Raises:
-        GateError: Where a check fails, after everything is written.
+        LimitError: Where a check fails, after everything is written.
     """
     findings = Findings.load(arguments.saved_run)
     baseline = Findings.load(arguments.baseline) if arguments.baseline else None
@@ -48,7 +42,7 @@ def gate(arguments: argparse.Namespace, screen: Screen) -> None:
     failed = [check for check in checks if not check.passed]
     if failed:
         names = "; ".join(check.name for check in failed[:3]) + ("; ..." if len(failed) > 3 else "")
-        raise GateError(f"{len(failed)} of {len(checks)} checks failed: {names}")
+        raise LimitError(f"{len(failed)} of {len(checks)} checks failed: {names}")
 
 
 def limits(texts: Sequence[str] | None, option: str) -> dict[str, float] | None:

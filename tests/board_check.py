@@ -35,6 +35,23 @@ def prepare(folder: Path) -> None:
     run.save(folder / "host.json")
     np.savez(folder / "samples.npz", samples=np.concatenate([sample.inputs[0] for sample in dataset]))
     _write_bundle(folder)
+    _write_delegate(folder)
+
+
+def _write_delegate(folder: Path) -> None:
+    """Writes a real external delegate, and what runs on it: a quantized model, and where it is at hand a compiled one."""
+    import delegates
+    from conftest import SHARED_MODELS
+
+    from tflite_qdebug import example
+    from tflite_qdebug.conversion import load_float_model
+
+    delegates.build(folder).rename(folder / "delegate.so")
+    calibrated = load_float_model(example.MODEL_PATH).calibrate(example.representative_dataset)
+    calibrated.quantize("int8", per_channel_dense=False).save(folder / "int8.tflite")
+    compiled = SHARED_MODELS / "coral/mobilenet_v1_0.25_128_quant_edgetpu.tflite"
+    if compiled.exists():
+        (folder / "compiled.tflite").write_bytes(compiled.read_bytes())
 
 
 def _write_bundle(folder: Path) -> None:
@@ -92,7 +109,47 @@ def run(folder: Path) -> None:
     np.testing.assert_allclose(ours.rmse, theirs.rmse, rtol=0.5, atol=float(theirs.rmse.max()) * 0.01)
     for name in ("tensorflow", "pandas", "flatbuffers", "numba", "rich"):
         assert name not in sys.modules, f"{name} was imported on the board"
+    _run_on_delegates(folder)
     print(f"board check: {collected.provenance['runtime']} {collected.provenance['runtime_version']}: 1 passed, 0 failed")
+
+
+def _run_on_delegates(folder: Path) -> None:
+    from tflite_qdebug.collect import Backend
+    from tflite_qdebug.errors import InterpreterError
+    from tflite_qdebug.interpreter import Delegate, Interpreter
+
+    model = (folder / "int8.tflite").read_bytes()
+    samples = np.load(folder / "samples.npz")["samples"]
+
+    def values(delegates: list[Delegate]) -> np.ndarray:
+        interpreter = Interpreter(model, kernels="builtin", delegates=delegates)
+        found = []
+        for sample in samples:
+            interpreter.invoke([sample[None]])
+            found.append(interpreter.read_outputs(dequantized=True)[0] * 256.0)  # steps of a softmax
+        if delegates:
+            assert interpreter.delegation().taken == interpreter.delegation().operators
+        return np.array(found)
+
+    def on(**options: str) -> list[Delegate]:
+        return [Delegate(str(folder / "delegate.so"), options)]
+
+    exact = values([])
+    np.testing.assert_array_equal(values(on(mode="exact")), exact)
+    last = str(Interpreter(model, delegates=on(mode="exact")).delegation().operators - 1)
+    np.testing.assert_array_equal(values(on(mode="off", at=last, steps="1")), exact + 1.0)
+    for mode, words in (("refuse", "refuses to start"), ("vary", "two answers"), ("crash", "signal")):
+        said = ""
+        try:
+            Backend(kernels="builtin", delegates=on(mode=mode)).open(model)
+        except InterpreterError as error:
+            said = str(error)
+        assert words in said, (mode, said)
+    if (folder / "compiled.tflite").exists():
+        interpreter = Backend(delegates=on(mode="edgetpu")).open((folder / "compiled.tflite").read_bytes())
+        interpreter.invoke([np.zeros((1, 128, 128, 3), np.uint8)])
+        assert interpreter.delegation().taken == 1
+        assert interpreter.read_outputs()[0].shape == (1, 1001)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def test_weights_of_float_operators_are_kept_as_int8() -> None:
         tensor = floats.model.main.tensors[operator.inputs[1]]
         values = floats.model.constant(tensor)
         found = by_name[tensor.name]
-        if values.size < 256:
+        if values.size < 1024:
             assert found.is_float
             continue
         assert found.dtype == np.int8

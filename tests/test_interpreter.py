@@ -10,6 +10,7 @@ import models
 import numpy as np
 import pytest
 
+from tflite_qdebug import tf_private
 from tflite_qdebug.errors import DatasetError, InterpreterError, MissingPackageError, OptionError
 from tflite_qdebug.interpreter import Delegate, Interpreter
 
@@ -141,3 +142,16 @@ def test_a_kernel_that_the_resolver_lacks_is_named() -> None:
     data = models.float_model("constant_product").quantize("dynamic_range").data
     with pytest.raises(InterpreterError, match="BATCH_MATMUL"):
         Interpreter(data, kernels="reference")
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, MemoryError, IndexError, OverflowError])
+def test_what_a_runtime_raises_of_a_broken_model_is_an_interpreter_error(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        def allocate_tensors(self) -> None:
+            raise kind("_Map_base::at")
+
+    monkeypatch.setattr(tf_private, "new_interpreter", lambda *arguments, **options: Broken())
+    with pytest.raises(InterpreterError, match="cannot run the model"):
+        Interpreter(models.float_tflite("mixed"))

@@ -22,6 +22,8 @@ from tflite_qdebug.quantization import QuantizationParameters
 __all__ = ["Delegate", "Interpreter", "TensorInfo"]
 
 _log = logging.getLogger(__name__)
+# What the runtimes raise: pybind11 makes these of the exceptions of C++, which a broken file brings about in many kinds.
+_REFUSALS = (RuntimeError, ValueError, MemoryError, IndexError, OverflowError)
 
 
 class TensorInfo:
@@ -101,7 +103,7 @@ class Interpreter:
     def _open(self, runtime: tf_private.Runtime, kernels: str, threads: int, loaded: List[Any]) -> Tuple[Any, str]:
         try:
             return self._allocated(runtime, kernels, threads, loaded), "xnnpack" if kernels == "auto" else kernels
-        except (RuntimeError, ValueError, MemoryError) as error:
+        except _REFUSALS as error:
             reason = _reason(error)
             if kernels == "auto" and not loaded:
                 interpreter = self._without_xnnpack(error)
@@ -128,7 +130,7 @@ class Interpreter:
             return None
         try:
             interpreter = self._allocated(self._opened, "builtin", self._threads, [])
-        except (RuntimeError, ValueError, MemoryError):
+        except _REFUSALS:
             return None
         note = "XNNPACK refuses this model ({}); the builtin kernels ran instead".format(_reason(error))
         _log.warning(note)
@@ -181,7 +183,7 @@ class Interpreter:
                 array = info.quantization.quantize(array, info.dtype)
             try:
                 self._interpreter.set_tensor(info.index, array)
-            except (RuntimeError, ValueError, MemoryError) as error:
+            except _REFUSALS as error:
                 raise InterpreterError(
                     "{} {} does not take input {!r}: {}".format(self.runtime, self.version, info.name, str(error).strip())
                 ) from error
@@ -197,7 +199,7 @@ class Interpreter:
             self._interpreter.resize_tensor_input(info.index, shape, strict=True)
         try:
             self._interpreter.allocate_tensors()
-        except (RuntimeError, ValueError, MemoryError) as error:
+        except _REFUSALS as error:
             raise InterpreterError(
                 "{} {} cannot run the model on inputs of shapes {}: {}".format(
                     self.runtime, self.version, ", ".join(map(str, shapes)), str(error).strip()
@@ -215,7 +217,7 @@ class Interpreter:
         self.feed(arrays)
         try:
             self._interpreter.invoke()
-        except (RuntimeError, MemoryError) as error:
+        except _REFUSALS as error:
             # With sizes that the file leaves open XNNPACK sees only now what it has to run.
             if self.kernels == "xnnpack" and not self.delegates:
                 interpreter = self._without_xnnpack(error)
@@ -247,7 +249,7 @@ class Interpreter:
         start = time.perf_counter()
         try:
             self._interpreter.invoke()
-        except (RuntimeError, MemoryError):
+        except _REFUSALS:
             self.invoke(arrays)  # says why, or goes on without XNNPACK
             return self.timed_invoke(arrays)
         return time.perf_counter() - start
@@ -256,7 +258,7 @@ class Interpreter:
         """Returns the memory of a tensor, not copied; let go of it before the next `invoke`."""
         try:
             return self._view(index)
-        except (RuntimeError, ValueError, MemoryError) as error:
+        except _REFUSALS as error:
             raise self._unreadable(index, error) from error
 
     def read(self, index: int) -> np.ndarray:
@@ -267,7 +269,7 @@ class Interpreter:
         """
         try:
             return self._interpreter.get_tensor(index)
-        except (RuntimeError, ValueError, MemoryError) as error:
+        except _REFUSALS as error:
             raise self._unreadable(index, error) from error
 
     def _unreadable(self, index: int, error: Exception) -> InterpreterError:
@@ -287,7 +289,7 @@ class Interpreter:
         """Sets the state of recurrent layers back to its beginning."""
         try:
             self._interpreter.reset_all_variables()
-        except (RuntimeError, ValueError, MemoryError) as error:
+        except _REFUSALS as error:
             raise InterpreterError(
                 "{} {} cannot set the model's variables back: {}".format(self.runtime, self.version, str(error).strip())
             ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import types
 from typing import Any
 
 import models
@@ -149,6 +150,8 @@ def test_what_a_runtime_raises_of_a_broken_model_is_an_interpreter_error(
     kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Broken:
+        _interpreter = types.SimpleNamespace(NumNodes=lambda: 1)
+
         def allocate_tensors(self) -> None:
             raise kind("_Map_base::at")
 

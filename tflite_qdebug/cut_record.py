@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tflite_qdebug.errors import ModelError, OptionError
-from tflite_qdebug.files import write_atomically
 from tflite_qdebug.kernel_record import FLOAT_ROUNDING, Difference
 from tflite_qdebug.output_error import COLUMNS, measure_output, metric_of_sums, pooled_sums
 from tflite_qdebug.quantization import QuantizationParameters
-from tflite_qdebug.record import decoded, encoded
+from tflite_qdebug.record import load_record, save_record
 
 __all__ = ["FORMAT_VERSION", "Closeness", "CutComparison", "CutLimits", "CutOutput", "CutRow"]
 
@@ -400,7 +397,7 @@ class CutComparison:
         Raises:
             OutputError: Where it cannot be written.
         """
-        write_atomically(path, json.dumps(encoded(self.to_dict()), indent=1, allow_nan=False).encode())
+        save_record(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CutComparison:
@@ -409,14 +406,7 @@ class CutComparison:
         Raises:
             ModelError: Where there is no such file or it holds no saved cuts.
         """
-        try:
-            return cls.from_dict(decoded(json.loads(Path(path).read_bytes())))
-        except OSError as error:
-            raise ModelError(f"cannot read the cuts {os.fspath(path)}: {error.strerror}") from error
-        except ModelError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{os.fspath(path)} does not hold saved cuts: {error}") from error
+        return load_record(path, cls.from_dict, "cuts", "does not hold saved cuts")
 
 
 _FIGURES: dict[str, Callable[[Closeness], float]] = {

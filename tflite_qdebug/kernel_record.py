@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tflite_qdebug.errors import ModelError
-from tflite_qdebug.files import write_atomically
-from tflite_qdebug.record import decoded, encoded
+from tflite_qdebug.record import load_record, save_record
 
 __all__ = ["FLOAT_ROUNDING", "FORMAT_VERSION", "Difference", "KernelComparison", "KernelRow", "Verdict"]
 
@@ -432,7 +429,7 @@ class KernelComparison:
         Raises:
             OutputError: Where it cannot be written.
         """
-        write_atomically(path, json.dumps(encoded(self.to_dict()), indent=1, allow_nan=False).encode())
+        save_record(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> KernelComparison:
@@ -441,11 +438,4 @@ class KernelComparison:
         Raises:
             ModelError: Where there is no such file or it is no saved comparison.
         """
-        try:
-            return cls.from_dict(decoded(json.loads(Path(path).read_bytes())))
-        except OSError as error:
-            raise ModelError(f"cannot read the comparison {os.fspath(path)}: {error.strerror}") from error
-        except ModelError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{os.fspath(path)} is not a saved kernel comparison: {error}") from error
+        return load_record(path, cls.from_dict, "comparison", "is not a saved kernel comparison")

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import os
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, TypeVar, Union
 
 import numpy as np
 
@@ -17,9 +17,10 @@ from tflite_qdebug.errors import MissingPackageError, ModelError, OptionError, d
 from tflite_qdebug.files import write_atomically
 from tflite_qdebug.statistics import TENSORFLOW_METRICS, ErrorStatistics
 
-__all__ = ["FORMAT_VERSION", "Layer", "Run"]
+__all__ = ["FORMAT_VERSION", "Layer", "Run", "load_record", "save_record"]
 
 FORMAT_VERSION = 1
+_Record = TypeVar("_Record")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,7 +365,7 @@ class Run:
         Raises:
             OutputError: Where it cannot be written.
         """
-        write_atomically(path, json.dumps(encoded(self.to_dict()), indent=1, allow_nan=False).encode())
+        save_record(path, self.to_dict())
 
     @classmethod
     def load(cls, path: Union[str, os.PathLike[str]]) -> Run:
@@ -373,15 +374,7 @@ class Run:
         Raises:
             ModelError: Where there is no such file or it is not a saved run.
         """
-        try:
-            with open(path, "rb") as file:
-                return cls.from_dict(decoded(json.loads(file.read())))
-        except OSError as error:
-            raise ModelError("cannot read the run {}: {}".format(os.fspath(path), error.strerror)) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, ModelError):
-                raise
-            raise ModelError("{} is not a saved run: {}".format(os.fspath(path), error)) from error
+        return load_record(path, cls.from_dict, "run", "is not a saved run")
 
     def __repr__(self) -> str:
         return "Run({}, {} layers, {} samples)".format(self.verify, len(self.layers), self.statistics.samples)
@@ -392,6 +385,38 @@ def _weighted(first: Any, second: Any, shares: List[int]) -> np.ndarray:
     weights = np.where(np.isnan(values), 0.0, weights.reshape((2,) + (1,) * (values.ndim - 1)))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.nansum(values * weights, axis=0) / weights.sum(axis=0)
+
+
+def save_record(path: Union[str, os.PathLike[str]], fields: Mapping[str, Any]) -> None:
+    """Writes plain data as JSON; an existing file is replaced only once the new one is whole.
+
+    Raises:
+        OutputError: Where it cannot be written.
+    """
+    write_atomically(path, json.dumps(encoded(fields), indent=1, allow_nan=False).encode())
+
+
+def load_record(path: Union[str, os.PathLike[str]], read: Callable[[Any], _Record], what: str, wrong: str) -> _Record:
+    """Reads what `save_record` wrote.
+
+    Args:
+        path: The file.
+        read: Makes the record of the plain data.
+        what: What it is called where it cannot be read: ``run``.
+        wrong: What is said of a file that holds something else: ``is not a saved run``.
+
+    Raises:
+        ModelError: Where there is no such file or it holds something else.
+    """
+    try:
+        with open(path, "rb") as file:
+            return read(decoded(json.loads(file.read().decode("utf-8"))))
+    except OSError as error:
+        raise ModelError("cannot read the {} {}: {}".format(what, os.fspath(path), error.strerror)) from error
+    except ModelError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError("{} {}: {}".format(os.fspath(path), wrong, error)) from error
 
 
 # JSON has no word for NaN and infinity, and readers other than Python's refuse the ones that Python writes.

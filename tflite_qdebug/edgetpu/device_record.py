@@ -8,14 +8,12 @@ the whole model only, it inherited the difference.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 from tflite_qdebug.errors import ModelError
-from tflite_qdebug.files import write_atomically
 from tflite_qdebug.kernel_record import Difference
-from tflite_qdebug.record import decoded, encoded
+from tflite_qdebug.record import load_record, save_record
 
 __all__ = ["VERDICTS", "DeviceComparison", "DeviceRow"]
 
@@ -305,7 +303,7 @@ class DeviceComparison:
         Raises:
             OutputError: Where it cannot be written.
         """
-        write_atomically(path, json.dumps(encoded(self.to_dict()), indent=1, allow_nan=False).encode())
+        save_record(path, self.to_dict())
 
     @classmethod
     def load(cls, path: Union[str, os.PathLike[str]]) -> DeviceComparison:
@@ -314,15 +312,7 @@ class DeviceComparison:
         Raises:
             ModelError: Where there is no such file or it is no saved comparison.
         """
-        try:
-            with open(path, "rb") as file:
-                return cls.from_dict(decoded(json.loads(file.read().decode("utf-8"))))
-        except OSError as error:
-            raise ModelError("cannot read the comparison {}: {}".format(os.fspath(path), error.strerror)) from error
-        except ModelError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError("{} is no saved comparison with a device: {}".format(os.fspath(path), error)) from error
+        return load_record(path, cls.from_dict, "comparison", "is no saved comparison with a device")
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> List[str]:

@@ -13,7 +13,7 @@ import os
 import platform
 import re
 import sys
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from tflite_qdebug import tf_private
 from tflite_qdebug.errors import InterpreterError, OptionError
@@ -24,12 +24,14 @@ __all__ = [
     "Delegation",
     "advice",
     "crash_advice",
+    "delegates_of",
     "delegation",
     "described",
     "label",
     "library_name",
     "library_of",
     "load",
+    "pairs_of",
     "untaken_advice",
 ]
 
@@ -101,6 +103,33 @@ def label(delegates: Sequence[Delegate]) -> str:
     """Returns the delegates by their libraries' names, for messages: ``the delegate libedgetpu.so.1``."""
     names = [library_name(delegate) for delegate in delegates]
     return "the delegate{} {}".format("s" if len(names) > 1 else "", " and ".join(names))
+
+
+def delegates_of(library: Optional[str], texts: Iterable[str], option: str = "--delegate") -> Tuple[Delegate, ...]:
+    """Returns the delegate that a command line's ``option`` and ``option-option`` name, or nothing.
+
+    Raises:
+        OptionError: For an option of the delegate that is not ``key=value``, or without a delegate.
+    """
+    pairs = pairs_of(texts, "{}-option".format(option), "KEY=VALUE")
+    if pairs and not library:
+        raise OptionError("got {0}-option without {0} LIBRARY".format(option))
+    return (Delegate(library, pairs),) if library else ()
+
+
+def pairs_of(texts: Iterable[str], option: str, form: str) -> Dict[str, str]:
+    """Returns what was given as ``key=value``; ``option`` and its ``form`` are for the message.
+
+    Raises:
+        OptionError: For a text without ``=``.
+    """
+    pairs = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise OptionError("got {} {!r}, expected {}".format(option, text, form))
+        pairs[key] = value
+    return pairs
 
 
 def load(runtime: tf_private.Runtime, delegate: Delegate) -> Any:

@@ -16,8 +16,8 @@ from tflite_qdebug.board.archive import Bundle, Entry
 from tflite_qdebug.board.journal import Journal, read_records
 from tflite_qdebug.board.running import Progress, Settings, known_progress, run_entry
 from tflite_qdebug.board.timing import summary
+from tflite_qdebug.delegates import delegates_of
 from tflite_qdebug.errors import InterpreterError, MissingPackageError, OptionError, QDebugError
-from tflite_qdebug.interpreter import Delegate
 from tflite_qdebug.tf_private import KERNELS, RUNTIMES
 
 __all__ = ["main"]
@@ -70,21 +70,14 @@ def _default_output(archive: str) -> str:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    options = {}
-    for text in arguments.delegate_option:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise OptionError("got --delegate-option {!r}, expected KEY=VALUE".format(text))
-        options[key] = value
-    if options and not arguments.delegate:
-        raise OptionError("got --delegate-option without --delegate LIBRARY")
+    delegates = delegates_of(arguments.delegate, arguments.delegate_option)
     if not arguments.latency_seconds >= 0:
         raise OptionError("got --latency-seconds {}, expected 0 or more".format(arguments.latency_seconds))
     return Settings(
         arguments.runtime,
         arguments.kernels,
         arguments.threads,
-        Delegate(arguments.delegate, options) if arguments.delegate else None,
+        delegates[0] if delegates else None,
         arguments.latency_seconds,
         arguments.time_limit,
         False if arguments.no_isolation else None,

@@ -13,11 +13,12 @@ from tflite_qdebug.analyses.layer_error import RealValued
 from tflite_qdebug.analyses.pairs import open_pair
 from tflite_qdebug.board_record import Board
 from tflite_qdebug.bundling import write_bundle
-from tflite_qdebug.cli.options import backend_of, delegates_of
+from tflite_qdebug.cli.options import backend_of
 from tflite_qdebug.cli.output import Screen
 from tflite_qdebug.cli.verbs import progress
 from tflite_qdebug.collect import Backend
 from tflite_qdebug.datasets import open_dataset
+from tflite_qdebug.delegates import delegates_of
 from tflite_qdebug.errors import ModelError, OptionError
 from tflite_qdebug.findings import save_part
 from tflite_qdebug.latency_record import Latency

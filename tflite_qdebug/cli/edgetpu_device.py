@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 
 from tflite_qdebug.cli.kernels import KernelsDifferError
-from tflite_qdebug.cli.options import delegates_of
 from tflite_qdebug.cli.output import Folder, Screen
 from tflite_qdebug.cli.verbs import data, progress
 from tflite_qdebug.collect import Backend
+from tflite_qdebug.delegates import delegates_of
 from tflite_qdebug.edgetpu.device_comparison import compare_with_device
 from tflite_qdebug.edgetpu.device_main import RESULT, described, keep_partial
 from tflite_qdebug.edgetpu.device_record import DeviceComparison

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from tflite_qdebug.analyses.kernel_comparison import compare_kernels
-from tflite_qdebug.cli.options import backend_of, delegates_of
+from tflite_qdebug.cli.options import backend_of
 from tflite_qdebug.cli.output import Folder, Screen
 from tflite_qdebug.cli.verbs import data, progress
 from tflite_qdebug.collect import Backend
+from tflite_qdebug.delegates import delegates_of
 from tflite_qdebug.errors import OptionError, QDebugError, did_you_mean
 from tflite_qdebug.kernel_record import KernelComparison
 from tflite_qdebug.reports.kernels import kernel_table, write_kernel_csv

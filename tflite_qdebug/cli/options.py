@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tflite_qdebug.collect import Backend
-from tflite_qdebug.errors import OptionError
-from tflite_qdebug.interpreter import Delegate
+from tflite_qdebug.delegates import delegates_of
 from tflite_qdebug.tf_private import KERNELS, RUNTIMES
 
 DATA_FORMS = """\
@@ -494,33 +493,6 @@ def backend_of(arguments: argparse.Namespace) -> Backend:
         isolate=isolate,
         time_limit=arguments.time_limit,
     )
-
-
-def delegates_of(library: str | None, texts: Iterable[str], option: str = "--delegate") -> tuple[Delegate, ...]:
-    """Returns the delegate that ``option`` and ``option-option`` name, or nothing.
-
-    Raises:
-        OptionError: For an option of the delegate that is not ``key=value``, or without a delegate.
-    """
-    pairs = pairs_of(texts, f"{option}-option", "KEY=VALUE")
-    if pairs and not library:
-        raise OptionError(f"got {option}-option without {option} LIBRARY")
-    return (Delegate(library, pairs),) if library else ()
-
-
-def pairs_of(texts: Iterable[str], option: str, form: str) -> dict[str, str]:
-    """Returns what was given as ``key=value``; ``option`` and its ``form`` are for the message.
-
-    Raises:
-        OptionError: For a text without ``=``.
-    """
-    pairs = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise OptionError(f"got {option} {text!r}, expected {form}")
-        pairs[key] = value
-    return pairs
 
 
 def quantize_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -12,12 +12,13 @@ from tflite_qdebug import example
 from tflite_qdebug.analyses.diagnosis import advise
 from tflite_qdebug.analyses.layer_error import run_debug_model
 from tflite_qdebug.analyses.pairs import FEW, load_quantized_model, pair_errors
-from tflite_qdebug.cli.options import QUANTIZING, backend_of, pairs_of, quantize_options
+from tflite_qdebug.cli.options import QUANTIZING, backend_of, quantize_options
 from tflite_qdebug.cli.output import Folder, Screen, terminal_width
 from tflite_qdebug.cli.verbs import calibrate, data, evaluated, load, named_models, plain, progress, show_run, write_run
 from tflite_qdebug.collect import LayerMetrics
 from tflite_qdebug.conversion import CALIBRATED_KINDS, KINDS, CalibratedModel, FloatModel, load_float_model
 from tflite_qdebug.datasets import open_dataset
+from tflite_qdebug.delegates import pairs_of
 from tflite_qdebug.edgetpu.prices import priced_advice
 from tflite_qdebug.edit import DebugModel
 from tflite_qdebug.errors import OptionError, did_you_mean

@@ -8,10 +8,10 @@ import sys
 from typing import Any, Dict, List, Optional, Sequence
 
 from tflite_qdebug.collect import Backend
+from tflite_qdebug.delegates import delegates_of
 from tflite_qdebug.edgetpu.device_comparison import compare_with_device
 from tflite_qdebug.edgetpu.device_record import DeviceComparison, text_table
-from tflite_qdebug.errors import OptionError, QDebugError
-from tflite_qdebug.interpreter import Delegate
+from tflite_qdebug.errors import QDebugError
 from tflite_qdebug.tf_private import KERNELS, RUNTIMES
 
 __all__ = ["RESULT", "main", "report"]
@@ -28,7 +28,7 @@ def main(words: Optional[Sequence[str]] = None) -> int:
         backend = Backend(
             runtime=arguments.runtime,
             kernels=arguments.kernels,
-            delegates=_delegates(arguments),
+            delegates=delegates_of(arguments.delegate, arguments.delegate_option),
             workers=1,
             threads=arguments.threads,
             isolate=False if arguments.no_isolation else None,
@@ -83,18 +83,6 @@ def _code(provenance: Dict[str, Any]) -> str:
     names = [os.path.basename(str(delegate["library"])) for delegate in provenance.get("delegates", [])]
     kernels = " + ".join([*names, str(provenance.get("kernels", "?"))])
     return "{} {}, {} kernels".format(provenance.get("runtime", "?"), provenance.get("runtime_version", ""), kernels)
-
-
-def _delegates(arguments: argparse.Namespace) -> Sequence[Delegate]:
-    options = {}
-    for text in arguments.delegate_option:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise OptionError("got --delegate-option {!r}, expected KEY=VALUE".format(text))
-        options[key] = value
-    if options and not arguments.delegate:
-        raise OptionError("got --delegate-option without --delegate LIBRARY")
-    return (Delegate(arguments.delegate, options),) if arguments.delegate else ()
 
 
 def _parser() -> argparse.ArgumentParser:

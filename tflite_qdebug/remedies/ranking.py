@@ -101,15 +101,14 @@ class Ranking:
         return Gains(*known)
 
     def _swept(self, base: Base, data: bytes, mode: str, key: str) -> Sensitivity:
-        node, metric = _place_of_error(base)
         saved = None if self._folder is None else self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.partial.json"
         return sensitivity(
             base.float_model.data,
             data,
             self._data.representative,
             mode=mode,
-            output_node=node,
-            metric=metric,
+            output_node=_place_of_error(base),
+            metric="sqnr_db",
             limit=min(_SAMPLES, self._data.limit or _SAMPLES),
             backend=self._scorer.backend,
             progress=self._progress,
@@ -138,11 +137,11 @@ def _shares(found: Sensitivity) -> np.ndarray:
     return np.asarray(np.where(nothing, 0.0, np.where(np.isfinite(shares), shares, np.inf)).mean(axis=-1))
 
 
-def _place_of_error(base: Base) -> tuple[str | None, str]:
-    """Returns at which node the error is measured, and by which metric: before a final softmax, which hides most of it."""
+def _place_of_error(base: Base) -> str | None:
+    """Returns at which node the error is measured: before a final softmax, which hides most of it; else None, the outputs."""
     decisions = decision_tensors(base.float_model)
     if len(decisions) == 1 and decisions[0][1] != VALUES:
         name = base.float_model.main.tensors[decisions[0][0]].name
         if name in {node.name for node in base.mixed.nodes}:
-            return name, "sqnr_db"
-    return None, "sqnr_db"
+            return name
+    return None

@@ -21,7 +21,7 @@ from tflite_qdebug.conversion import load_float_model
 from tflite_qdebug.errors import ModelError
 from tflite_qdebug.interpreter import Interpreter
 from tflite_qdebug.model import Model
-from tflite_qdebug.outcome import Candidate, Measured, Recipe
+from tflite_qdebug.outcome import UNITS, Candidate, Measured, Recipe
 from tflite_qdebug.output_error import OutputErrors, measure_output
 from tflite_qdebug.remedies import ranking, spending
 from tflite_qdebug.remedies.judging import Judge
@@ -39,7 +39,13 @@ NODES = tuple("abcdefgh")
 class World:
     """A model whose error is a function of which nodes are float: it needs no model to be searched."""
 
-    def __init__(self, error: Callable[[frozenset[str]], float], damage: Sequence[str] = NODES, kind: str = "float") -> None:
+    def __init__(
+        self,
+        error: Callable[[frozenset[str]], float],
+        damage: Sequence[str] = NODES,
+        kind: str = "float",
+        units: Sequence[str] = UNITS,
+    ) -> None:
         self.error, self.damage, self.tried = error, damage, list[tuple[str, ...]]()
         self.judge = Judge(parse_target("mse <= 0.1", {}), "mse")
         for name, left in (("float", NODES), ("int8", ())):
@@ -48,7 +54,7 @@ class World:
         self.judge.scored[recipe_key(Recipe())] = self.scored(())
         self.notes: list[str] = []
         self.kind = kind
-        self.spending = Spending(kind, self.judge, self, self.attempt, self.notes.append)  # type: ignore[arg-type]
+        self.spending = Spending(kind, self.judge, self, self.attempt, self.notes.append, units)  # type: ignore[arg-type]
 
     def candidate(self, name: str, recipe: Recipe, left: Collection[str]) -> Candidate:
         value = self.error(frozenset(left))
@@ -70,6 +76,9 @@ class World:
 
     def by_damage(self, recipe: Recipe) -> dict[str, float]:
         return {name: 1e-3 * (len(self.damage) - position) for position, name in enumerate(self.damage)}
+
+    def blocks(self, recipe: Recipe) -> list[tuple[str, ...]]:
+        return [("a", "b"), ("c", "d", "e"), ("f",), ("g", "h")]
 
     def types(self, recipe: Recipe) -> dict[str, str]:
         return {name: "ADD" if name in "gh" else f"OP_{name}" for name in NODES}
@@ -109,6 +118,31 @@ def test_all_of_one_type_are_tried() -> None:
     world.spending.run()
     assert set(world.best()) == {"g", "h"}
     assert ("g", "h") in world.tried
+
+
+def test_by_block_alone_blocks_stay_whole() -> None:
+    # The block of c does the least damage of the three that have several nodes, and not all of it is needed.
+    world = World(needs("c"), damage="abghfcde", units=["block"])
+    world.spending.run()
+    assert set(world.best()) == {"c", "d", "e"}
+    assert {frozenset(one) for one in world.tried} <= {frozenset(one) for one in ("ab", "gh", "cde", "abgh", "abghcde")}
+
+
+def test_by_block_fewer_blocks_are_found() -> None:
+    # With one block it is not done, with all three it is; two suffice.
+    world = World(needs("a", "h"), damage="abghfcde", units=["block"])
+    world.spending.run()
+    assert set(world.best()) == {"a", "b", "g", "h"}
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_only_units_that_were_asked_for_are_spent(unit: str) -> None:
+    world = World(lambda left: 1.0, units=[unit])
+    world.spending.run()
+    whole = {"type": [{"g", "h"}], "block": [set("ab"), set("cde"), set("gh")]}.get(unit, [{name} for name in NODES])
+    assert world.tried
+    for left in world.tried:
+        assert set(left) == set().union(*(one for one in whole if one <= set(left)))
 
 
 def test_unneeded_nodes_are_taken_back() -> None:

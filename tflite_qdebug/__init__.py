@@ -82,6 +82,7 @@ _EXPORTS = {
     "choose_ranges": "remedies.ranges",
     "correct_biases": "remedies.bias_correction",
     "equalize": "remedies.equalization",
+    "find_blocks": "remedies.blocks",
     "fix": "remedies.search",
     "optimize_rounding": "remedies.rounding",
     "with_int16_nodes": "remedies.int16",

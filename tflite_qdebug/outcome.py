@@ -6,11 +6,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["Candidate", "Difference", "Measured", "Outcome", "Recipe"]
+__all__ = ["SPENDING", "UNITS", "Candidate", "Difference", "Measured", "Outcome", "Recipe"]
+
+#: What may be spent where integer operators alone do not reach the target.
+SPENDING = ("float", "int16", "nothing")
+#: In what units it may be spent.
+UNITS = ("type", "block", "node")
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Recipe(Shown):
     """What is done to a float model on its way to a quantized one; the same recipe and data give the same bytes.
 
     Attributes:
@@ -52,6 +57,11 @@ class Recipe:
         words += ["biases"] * self.biases_corrected + ["tuned ranges"] * bool(self.tuned)
         return " + ".join(words)
 
+    def __repr__(self) -> str:
+        spent = [f"{len(self.float_nodes)} nodes float"] * bool(self.float_nodes)
+        spent += [f"{len(self.int16_nodes)} nodes in 16 bits"] * bool(self.int16_nodes) + ["trained"] * self.trained
+        return f"Recipe({' + '.join([self.in_words(), *spent])})"
+
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
@@ -87,7 +97,7 @@ class Difference:
 
 
 @dataclasses.dataclass(frozen=True)
-class Candidate:
+class Candidate(Shown):
     """A model that the search made.
 
     Attributes:
@@ -126,9 +136,13 @@ class Candidate:
     kept: bool = False
     seconds: float = float("nan")
 
+    def __repr__(self) -> str:
+        values = [f"{name} {number(found.value)}" for name, found in self.metrics.items()]
+        return f"Candidate({', '.join([repr(self.name), *values, byte_size(self.size)])}{', met' if self.met else ''})"
+
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class Outcome(Shown):
     """What a search for remedies found.
 
     Attributes:
@@ -169,3 +183,8 @@ class Outcome:
     def met(self) -> bool:
         """True where the best candidate meets the target on the debug samples."""
         return self.candidates[self.best].met
+
+    def __repr__(self) -> str:
+        name = self.candidates[self.best].name
+        end = f"met by {name!r}" if self.met else f"not met, nearest {name!r}"
+        return f"Outcome({self.target!r} {end}, {len(self.candidates)} candidates, {self.samples} samples)"

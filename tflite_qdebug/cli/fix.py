@@ -18,7 +18,7 @@ from tflite_qdebug.errors import OptionError, QDebugError
 from tflite_qdebug.files import write_atomically
 from tflite_qdebug.findings import Findings, save_part
 from tflite_qdebug.model import Model
-from tflite_qdebug.outcome import Outcome
+from tflite_qdebug.outcome import UNITS, Outcome
 from tflite_qdebug.remedies.handout import converter_snippet, not_said, quantizer_snippet
 from tflite_qdebug.remedies.search import Fixed, fix
 from tflite_qdebug.reports.html import write_report
@@ -156,6 +156,7 @@ def _searched(arguments: argparse.Namespace, screen: Screen, given: _Given) -> F
         label_offset=given.label_offset,
         quantized_model=given.quantized_model,
         spend=arguments.spend,
+        spend_by=arguments.spend_by or UNITS,
         edgetpu=arguments.edgetpu,
         explore=arguments.explore,
         per_channel=not arguments.per_tensor,

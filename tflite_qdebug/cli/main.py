@@ -321,8 +321,8 @@ def parser() -> argparse.ArgumentParser:
         [
             *("model_or_run", "--target", "--representative-data", "--debug-data", "--evaluation-data", "--quantized-form"),
             "--training-data",
-            *("--metric", "--label-offset", "--spend", "--edgetpu", "--explore", "--limit", "--output", "--no-report"),
-            *("--per-tensor", "--dense-per-tensor"),
+            *("--metric", "--label-offset", "--spend", "--spend-by", "--edgetpu", "--explore", "--limit", "--output"),
+            *("--no-report", "--per-tensor", "--dense-per-tensor"),
             *RUNNING,
         ],
     )

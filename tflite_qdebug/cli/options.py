@@ -8,6 +8,7 @@ from typing import Any
 
 from tflite_qdebug.collect import Backend
 from tflite_qdebug.delegates import delegates_of
+from tflite_qdebug.outcome import SPENDING, UNITS
 from tflite_qdebug.tf_private import KERNELS, RUNTIMES
 
 DATA_FORMS = """\
@@ -278,10 +279,16 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "'size <= int8 + 1%%', 'latency <= 5 ms', 'time <= 10 min' (of the search); joined by commas, or repeated",
     },
     "--spend": {
-        "choices": ("float", "int16", "nothing"),
+        "choices": SPENDING,
         "default": "float",
         "help": "what may be spent where integer operators alone do not reach the target: nodes left float, nodes in 16 bits, "
         "or nothing, as integer accelerators need it (default: float)",
+    },
+    "--spend-by": {
+        "action": "append",
+        "choices": UNITS,
+        "help": "in what units it may be spent: all operators of a type, whole blocks, single nodes; may be repeated (default: "
+        "all three)",
     },
     "--edgetpu": {"action": "store_true", "help": "also predict how many operators of each candidate map to the Edge TPU"},
     "priced --edgetpu": {

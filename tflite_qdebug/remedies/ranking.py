@@ -12,6 +12,7 @@ import numpy as np
 from tflite_qdebug.analyses.sensitivity import sensitivity
 from tflite_qdebug.findings import Sensitivity
 from tflite_qdebug.outcome import Recipe
+from tflite_qdebug.remedies.blocks import blocks_of
 from tflite_qdebug.remedies.logbook import Logbook
 from tflite_qdebug.remedies.sample_sets import SampleSets
 from tflite_qdebug.remedies.scoring import VALUES, Scorer, decision_tensors
@@ -80,6 +81,10 @@ class Ranking:
     def types(self, recipe: Recipe) -> dict[str, str]:
         """Returns the operator of each node, by its name."""
         return {node.name: node.op_name for node in self._workshop.based(recipe).mixed.nodes}
+
+    def blocks(self, recipe: Recipe) -> list[tuple[str, ...]]:
+        """Returns the names of the nodes of each block of the float model, see `find_blocks`."""
+        return [block.nodes for block in blocks_of(self._workshop.based(recipe).float_model)]
 
     def by_gain(self, recipe: Recipe, left: tuple[str, ...]) -> Gains:
         """Returns what each node gives back that is left float beside those that are already.

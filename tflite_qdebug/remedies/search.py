@@ -25,10 +25,10 @@ from tflite_qdebug.analyses.mixed_pair import Task
 from tflite_qdebug.collect import Backend
 from tflite_qdebug.conversion import KERAS_SUFFIXES, FloatModel, load_float_model
 from tflite_qdebug.edit import expose
-from tflite_qdebug.errors import ConversionError, DatasetError, InterpreterError, ModelError, OptionError
+from tflite_qdebug.errors import ConversionError, DatasetError, InterpreterError, ModelError, OptionError, did_you_mean
 from tflite_qdebug.files import write_atomically
 from tflite_qdebug.model import Model, read_model_bytes
-from tflite_qdebug.outcome import Candidate, Measured, Outcome, Recipe
+from tflite_qdebug.outcome import SPENDING, UNITS, Candidate, Measured, Outcome, Recipe
 from tflite_qdebug.remedies.cost import described, edgetpu_operators
 from tflite_qdebug.remedies.handout import save_recipe
 from tflite_qdebug.remedies.int16 import int16_model
@@ -37,7 +37,7 @@ from tflite_qdebug.remedies.logbook import Logbook
 from tflite_qdebug.remedies.ranking import Ranking
 from tflite_qdebug.remedies.sample_sets import SampleSets
 from tflite_qdebug.remedies.scoring import VALUES, Scored, Scorer, decision_tensors, latency
-from tflite_qdebug.remedies.spending import SPENDING, Spending
+from tflite_qdebug.remedies.spending import Spending
 from tflite_qdebug.remedies.target import Clause, Target, parse_target
 from tflite_qdebug.remedies.tuning import tune_ranges
 from tflite_qdebug.remedies.workshop import Base, Workshop, recipe_key
@@ -56,7 +56,7 @@ _SHARES = (0.99999, 0.9999, 0.9998, 0.999, 0.998)
 
 
 @dataclasses.dataclass(frozen=True)
-class Fixed:
+class Fixed(Shown):
     """What a search hands back.
 
     Attributes:
@@ -75,6 +75,9 @@ class Fixed:
     def recipe(self) -> Recipe:
         """How to make it again."""
         return self.outcome.candidates[self.outcome.best].recipe
+
+    def __repr__(self) -> str:
+        return f"Fixed({byte_size(len(self.data))}, {self.outcome!r})"
 
 
 # What an outcome says of why the search ended while it has not.
@@ -96,6 +99,7 @@ def fix(
     label_offset: int = 0,
     quantized_model: Any = None,
     spend: str = "float",
+    spend_by: Sequence[str] = UNITS,
     edgetpu: bool = False,
     explore: bool = False,
     per_channel: bool = True,
@@ -120,6 +124,7 @@ def fix(
         quantized_model: A quantized form made elsewhere, to begin with; None: TensorFlow's quantizer makes it.
         spend: What may be spent, of `SPENDING`: nodes left ``float``, nodes in 16 bits (``int16``), or ``nothing``: all
             operators stay int8, as integer accelerators need it.
+        spend_by: In what units, of `UNITS`: single nodes, whole blocks (see `find_blocks`), all operators of a type.
         edgetpu: Also predict how many operators map to the Edge TPU.
         explore: Go on where the target is met, to see the whole front.
         per_channel: False: one scale for all channels of a weight, in all candidates.
@@ -145,6 +150,11 @@ def fix(
     """
     if spend not in SPENDING:
         raise OptionError(f"got spend={spend!r}, expected one of {', '.join(SPENDING)}")
+    units = (spend_by,) if isinstance(spend_by, str) else tuple(spend_by)
+    unknown = [unit for unit in units if unit not in UNITS]
+    if unknown or not units:
+        hint = did_you_mean(unknown[0], UNITS) if unknown else ""
+        raise OptionError(f"got spend_by={spend_by!r}, expected some of {', '.join(UNITS)}.{hint}")
     functions = task_functions(metrics)
     wanted = parse_target(target, functions)
     for clause in wanted.quality:
@@ -163,7 +173,7 @@ def fix(
         SampleSets(floats, representative_dataset, debug_dataset, evaluation_dataset, limit),
         Task(functions, label_offset),
         None if quantized_model is None else read_model_bytes(getattr(quantized_model, "data", quantized_model)),
-        _Options(Recipe(per_channel=per_channel, per_channel_dense=per_channel_dense), spend, edgetpu, explore, train),
+        _Options(Recipe(per_channel=per_channel, per_channel_dense=per_channel_dense), spend, units, edgetpu, explore, train),
         None if folder is None else Path(folder),
         backend or Backend(),
         progress,
@@ -176,6 +186,7 @@ def fix(
 class _Options:
     start: Recipe
     spend: str
+    units: tuple[str, ...]
     edgetpu: bool
     explore: bool
     train: Callable[[Any, bool | None], bytes] | None
@@ -447,7 +458,7 @@ class _Search:
     # -- what costs something --
 
     def _spend(self) -> None:
-        Spending(self._options.spend, self._judge, self._ranking, self._try, self._note).run()
+        Spending(self._options.spend, self._judge, self._ranking, self._try, self._note, self._options.units).run()
 
     # -- trying --
 
@@ -563,6 +574,7 @@ class _Search:
                 "representative_dataset": self._workshop.calibrated().dataset,
                 "debug_dataset": self._debug_described,
                 "spend": self._options.spend,
+                "spend_by": self._options.units,
                 **self._scorer.provenance,
             },
         )

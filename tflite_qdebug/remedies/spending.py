@@ -6,31 +6,32 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from tflite_qdebug.errors import ModelError
-from tflite_qdebug.outcome import Candidate, Recipe
+from tflite_qdebug.outcome import UNITS, Candidate, Recipe
 from tflite_qdebug.remedies.judging import Judge
 from tflite_qdebug.remedies.ranking import Ranking
 from tflite_qdebug.remedies.workshop import recipe_key
 
-__all__ = ["SPENDING", "Spending", "Trial"]
+__all__ = ["Spending", "Trial"]
 
-#: What may be spent where integer operators alone do not reach the target.
-SPENDING = ("float", "int16", "nothing")
 #: A name, a kind and a recipe.
 Trial = tuple[str, str, Recipe]
 _COUNTS = (1, 2, 3, 5, 8, 12, 16, 20, 25, 30, 40, 50, 65, 80, 100, 150, 250, 400, 700, 1000)
 # How many nodes are added at once: of all nodes one in so many, and of those that are float already one in so many.
 _OF_ALL, _OF_FLOAT = 25, 4
+# So many of the blocks that do most damage are tried alone.
+_SINGLE_BLOCKS = 8
 # How often nodes are taken back: each time as many models are measured as there are nodes left.
 _PRUNINGS = 3
 
 
 class Spending:
-    """Looks for the fewest nodes that have to be float, in three ways.
+    """Looks for the fewest nodes that have to be float, in four ways.
 
-    All nodes of one operator type. The most sensitive first: as many as it takes of those that do most damage where they alone
-    are quantized. And step by step: those that do most damage alone, or give back most where the ones found so far are float.
-    The two do not see the same. A tensor between two nodes is quantized until both of them are float, so that neither gives
-    anything back alone; and what is wrong in a node may show only when the nodes before it are right.
+    All nodes of one operator type. Whole blocks, those first whose nodes do most damage. The most sensitive nodes first: as
+    many as it takes of those that do most damage where they alone are quantized. And step by step: those that do most damage
+    alone, or give back most where the ones found so far are float. These do not see the same. A tensor between two nodes is
+    quantized until both of them are float, so that neither gives anything back alone, but their block does; and what is wrong
+    in a node may show only when the nodes before it are right.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Spending:
         ranking: Ranking,
         attempt: Callable[[Sequence[Trial]], list[Candidate | None]],
         note: Callable[[str], None],
+        units: Sequence[str] = UNITS,
     ) -> None:
         """Tries nothing yet.
 
@@ -49,7 +51,9 @@ class Spending:
             ranking: Ranks nodes.
             attempt: Measures models; returns one candidate for each, None where it cannot be made.
             note: Tells the reader.
+            units: Of `UNITS`, what is left float at once.
         """
+        self._units = units
         self._kind, self._judge, self._ranking, self._attempt, self._note = kind, judge, ranking, attempt, note
 
     def run(self) -> None:
@@ -58,14 +62,16 @@ class Spending:
         self._judge.margin = 1.0
         bases = [(recipe, self._ranking.by_damage(recipe)) for recipe in self._bases()]
         found: list[tuple[Recipe, Candidate]] = []
-        for way in (self._by_type, self._most_sensitive, self._step_by_step):
+        by_node = (self._most_sensitive, self._step_by_step)
+        ways = {"type": (self._by_type,), "block": (self._by_block,), "node": by_node}
+        for way in (way for unit in UNITS if unit in self._units for way in ways[unit]):
             for recipe, damage in bases:
                 if way == self._step_by_step and found and recipe != bases[0][0]:
                     break  # one step takes as long as all that was tried in the other ways
                 fewest = min((len(self._nodes(one.recipe)) for _, one in found), default=len(damage) + 1)
                 chosen = way(recipe, damage, fewest)
                 found += [] if chosen is None else [(recipe, chosen)]
-        if found:
+        if found and "node" in self._units:
             self._pruned(*min(found, key=lambda one: self._judge.cost(one[1])))
 
     def _bases(self) -> list[Recipe]:
@@ -107,6 +113,34 @@ class Spending:
                 words, kind, changed = self._trial(recipe, nodes)
                 trials.append((f"{words}, all {op_name}", kind, changed))
         return self._cheapest(self._attempt(trials))
+
+    # -- whole blocks --
+
+    def _by_block(self, recipe: Recipe, damage: Mapping[str, float], fewest: int) -> Candidate | None:
+        """Leaves whole blocks float: each that may suffice alone, then more and more, those that do most damage first."""
+        blocks = [[name for name in block if name in damage] for block in self._ranking.blocks(recipe)]
+        # Errors that do not depend on each other add up as squares, in which the damage is measured.
+        blocks = sorted((block for block in blocks if len(block) > 1), key=lambda block: -sum(damage[name] for name in block))
+        if not blocks:
+            return None
+        counts = [count for count in _COUNTS if count < len(blocks)] + [len(blocks)]
+        sets = [*([block] for block in blocks[1:_SINGLE_BLOCKS]), *(blocks[:count] for count in counts)]
+        chosen = self._cheapest(self._attempt(self._block_trials(recipe, sets, fewest)))
+        if chosen is None:
+            return None
+        enough = next((count for count in counts if _joined(blocks[:count]) == self._nodes(chosen.recipe)), 0)
+        below = max((count for count in counts if count < enough), default=0)
+        between = [blocks[:count] for count in range(below + 1, enough)]
+        return self._cheapest([chosen, *self._attempt(self._block_trials(recipe, between, fewest))])
+
+    def _block_trials(self, recipe: Recipe, sets: Sequence[Sequence[Sequence[str]]], fewest: int) -> list[Trial]:
+        trials = []
+        for blocks in sets:
+            nodes = _joined(blocks)
+            if len(nodes) < fewest:
+                words, kind, changed = self._trial(recipe, nodes)
+                trials.append((f"{words}, {len(blocks)} {'block' if len(blocks) == 1 else 'blocks'}", kind, changed))
+        return trials
 
     # -- the most sensitive first --
 
@@ -196,3 +230,7 @@ class Spending:
     def _without(self, recipe: Recipe, nodes: Sequence[str], int8_weights: bool) -> Trial:
         name, kind, changed = self._trial(recipe, nodes, int8_weights)
         return f"{name}, pruned", kind, changed
+
+
+def _joined(blocks: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    return tuple(name for block in blocks for name in block)

@@ -14,17 +14,10 @@ from tflite_qdebug.edit.flatbuffer import Writer, drop_unused_buffers, drop_unus
 from tflite_qdebug.errors import ModelError
 from tflite_qdebug.match import Graph
 from tflite_qdebug.model import Model, Operator, Subgraph, Tensor
+from tflite_qdebug.operators import OPERANDS
 
 __all__ = ["dequantize_model", "implied_activations", "refuse_compiled"]
 
-# Operators whose kernels give an integer bias the scale of input times weights: positions of input, weights and bias.
-_BIASED = {
-    "CONV_2D": (0, 1, 2),
-    "DEPTHWISE_CONV_2D": (0, 1, 2),
-    "FULLY_CONNECTED": (0, 1, 2),
-    "CONV_3D": (0, 1, 2),
-    "TRANSPOSE_CONV": (2, 1, 3),
-}
 # They read the integers as such, and would compute something else on real values.
 _LITERAL = ("CAST", "BITCAST", "BITWISE_XOR", "RIGHT_SHIFT")
 # They can have an activation function fused, and compute values that it would change.
@@ -113,7 +106,7 @@ class _Dequantizer:
         for operator in self.subgraph.operators:
             self._check(operator)
         for operator in self.subgraph.operators:
-            if operator.name in _BIASED:
+            if operator.name in OPERANDS:
                 self._dequantize_bias(operator)
         for tensor in self.subgraph.tensors:
             self._make_float(tensor)
@@ -129,7 +122,7 @@ class _Dequantizer:
 
     def _dequantize_bias(self, operator: Operator) -> None:
         """Gives an operator its bias in float; several operators may read one, each with its own scale."""
-        places = _BIASED[operator.name]
+        places = OPERANDS[operator.name]
         if len(operator.inputs) <= places[2] or operator.inputs[places[2]] < 0:
             return
         source, weights, bias = (self.subgraph.tensors[operator.inputs[place]] for place in places)

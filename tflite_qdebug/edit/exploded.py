@@ -12,6 +12,7 @@ import numpy as np
 from tflite_qdebug import tf_private
 from tflite_qdebug.edit.flatbuffer import Writer, drop_unused_codes, pack, replace_input, unpack
 from tflite_qdebug.model import Model, Operator, Subgraph, Tensor
+from tflite_qdebug.operators import OPERANDS
 
 __all__ = [
     "ExplodedModel",
@@ -32,9 +33,6 @@ _RANDOM = frozenset({"MULTINOMIAL", "RANDOM_STANDARD_NORMAL", "RANDOM_UNIFORM", 
 _OF_SHAPES = frozenset({"RANK", "SHAPE"})
 # They take the integers for what they are, not for what they stand for; or turn one into the other, which needs no kernel.
 _INTEGER_FORM = frozenset({"BITCAST", "CAST", "DEQUANTIZE", "FAKE_QUANT", "QUANTIZE"})
-# Kernels add the bias to products of integers: its step is that of input times weight, whatever its own scale says.
-_BIAS_POSITION = {"CONV_2D": 2, "CONV_3D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3}
-_PRODUCT_POSITIONS = {"TRANSPOSE_CONV": (2, 1)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,11 +249,11 @@ class _Builder:
 
     def _convert_bias(self, operator: Operator) -> list[int]:
         """Gives an operator a float bias of its own; the integer one may be shared by operators with other scales."""
-        position = _BIAS_POSITION.get(operator.name, len(operator.inputs))
+        data, weights, position = OPERANDS.get(operator.name, (0, 1, len(operator.inputs)))
         if position >= len(operator.inputs) or operator.inputs[position] < 0:
             return []
         bias = self._graph.tensors[operator.inputs[position]]
-        first, second = (self._graph.tensors[operator.inputs[i]] for i in _PRODUCT_POSITIONS.get(operator.name, (0, 1)))
+        first, second = (self._graph.tensors[operator.inputs[place]] for place in (data, weights))
         integer = bias.is_constant and bias.dtype in (np.int32, np.int64)
         if not integer or first.quantization is None or second.quantization is None:
             return []

@@ -23,20 +23,18 @@ from tflite_qdebug.edit.patched import Patch, with_own_constants
 from tflite_qdebug.errors import OptionError, did_you_mean
 from tflite_qdebug.match import Graph, Match
 from tflite_qdebug.model import Model, Operator, Subgraph, Tensor, refuses_broken_models
+from tflite_qdebug.operators import OPERANDS
 
 __all__ = ["RangeSlot", "Rescaler", "matched_biases", "range_slots", "ranges_by_tensor", "rescale", "scale_of_range",
            "slots_by_name"]  # fmt: skip
 
 Range = tuple[float, float]
 
-# Input, weights and bias of the operators whose bias has the scale of input times weights.
-_PRODUCTS = {"CONV_2D": (0, 1, 2), "CONV_3D": (0, 1, 2), "DEPTHWISE_CONV_2D": (0, 1, 2), "FULLY_CONNECTED": (0, 1, 2),
-             "TRANSPOSE_CONV": (2, 1, 3)}  # fmt: skip
 # Their kernels take any scale on either side. All others are taken to need equal ones wherever the model has equal ones.
 _RESCALING = {"ABS", "ADD", "ARG_MAX", "ARG_MIN", "BATCH_MATMUL", "DEQUANTIZE", "DIV", "ELU", "EQUAL", "EXP", "GELU", "GREATER",
               "GREATER_EQUAL", "HARD_SWISH", "L2_NORMALIZATION", "LEAKY_RELU", "LESS", "LESS_EQUAL", "LOG", "LOGISTIC",
               "LOG_SOFTMAX", "MEAN", "MUL", "NOT_EQUAL", "PRELU", "QUANTIZE", "REDUCE_PROD", "RELU", "RELU6", "RELU_0_TO_1",
-              "RELU_N1_TO_1", "RSQRT", "SOFTMAX", "SQRT", "SQUARED_DIFFERENCE", "SUB", "SUM", "TANH", *_PRODUCTS}  # fmt: skip
+              "RELU_N1_TO_1", "RSQRT", "SOFTMAX", "SQRT", "SQUARED_DIFFERENCE", "SUB", "SUM", "TANH", *OPERANDS}  # fmt: skip
 _PRESCRIBED = {"L2_NORMALIZATION", "LOGISTIC", "LOG_SOFTMAX", "SOFTMAX", "TANH"}
 _RECURRENT = {"BIDIRECTIONAL_SEQUENCE_LSTM", "BIDIRECTIONAL_SEQUENCE_RNN", "LSTM", "RNN", "SVDF",
               "UNIDIRECTIONAL_SEQUENCE_LSTM", "UNIDIRECTIONAL_SEQUENCE_RNN"}  # fmt: skip
@@ -231,7 +229,7 @@ def _ends(tensor: Tensor) -> Range:
 
 def _bias_of(graph: Subgraph, operator: Operator) -> tuple[Tensor, Tensor, Tensor] | None:
     """Returns input, weights and integer bias of an operator with a bias; else None."""
-    positions = _PRODUCTS.get(operator.name, ())
+    positions = OPERANDS.get(operator.name, ())
     if not positions or len(operator.inputs) <= max(positions) or operator.inputs[positions[2]] < 0:
         return None
     source, weights, bias = (graph.tensors[operator.inputs[position]] for position in positions)
@@ -473,7 +471,7 @@ def matched_biases(float_model: Model, quantized: Model, match: Match) -> dict[i
     found = {}
     for pair in match.operators:
         mine, other = float_model.main.operators[pair.float_operator], quantized.main.operators[pair.quantized_operator]
-        ours, theirs = _PRODUCTS.get(mine.name, ()), _bias_of(quantized.main, other)
+        ours, theirs = OPERANDS.get(mine.name, ()), _bias_of(quantized.main, other)
         if not ours or theirs is None or len(mine.inputs) <= max(ours) or mine.inputs[ours[2]] < 0:
             continue
         source, bias = float_model.main.tensors[mine.inputs[ours[2]]], theirs[2]

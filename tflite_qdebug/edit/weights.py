@@ -17,14 +17,13 @@ from tflite_qdebug.edit.flatbuffer import (
     unpack,
 )
 from tflite_qdebug.model import Model, Operator, Subgraph, Tensor, refuses_broken_models
+from tflite_qdebug.operators import WEIGHTED
 
 __all__ = ["cast_weights_to_float16", "fold_float16", "quantize_weights", "store_weights_as_int8"]
 
 _FLOAT16_MAXIMUM = float(np.finfo(np.float16).max)
 # TensorFlow leaves weights of fewer elements in float when it quantizes weights alone.
 _MINIMUM_WEIGHTS = 1024
-# Operators whose float kernels take weights that were dequantized on the way.
-_STORED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 # ... and takes no smaller greatest magnitude than this, so that a channel of zeros has a scale.
 _SMALLEST_MAGNITUDE = np.float32(5e-7)
 
@@ -125,7 +124,7 @@ def _storable(subgraph: Subgraph) -> dict[int, int | None]:
     found = {}
     for index, places in readers.items():
         tensor = subgraph.tensors[index]
-        axes = {_HYBRID[name].axis if name in _STORED and position == 1 else -1 for name, position in places}
+        axes = {_HYBRID[name].axis if name in WEIGHTED and position == 1 else -1 for name, position in places}
         enough = tensor.is_constant and tensor.is_float and int(np.prod(tensor.shape)) >= _MINIMUM_WEIGHTS
         if index >= 0 and enough and len(axes) == 1 and -1 not in axes:
             found[index] = axes.pop()

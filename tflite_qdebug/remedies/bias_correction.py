@@ -26,19 +26,13 @@ from tflite_qdebug.errors import DatasetError, OptionError
 from tflite_qdebug.interpreter import Interpreter
 from tflite_qdebug.match import Graph
 from tflite_qdebug.model import Model, Operator, Tensor
+from tflite_qdebug.operators import OPERANDS, WEIGHTED
 from tflite_qdebug.progress import track
 
 __all__ = ["POINTS", "CorrectedBiases", "CorrectedNode", "correct_biases"]
 
 #: Where means can be compared: behind an activation function that is an operator of its own too, or at the layer's output.
 POINTS = ("activation", "output")
-# Positions of data, weights and bias among the inputs.
-_PLACES = {
-    "CONV_2D": (0, 1, 2),
-    "DEPTHWISE_CONV_2D": (0, 1, 2),
-    "FULLY_CONNECTED": (0, 1, 2),
-    "TRANSPOSE_CONV": (2, 1, 3),
-}
 # What functions that clip leave as it is: fused, by the schema's code, and as operators.
 _FUSED = {1: (0.0, np.inf), 2: (-1.0, 1.0), 3: (0.0, 6.0)}
 _CLIPPING = {"RELU": (0.0, np.inf), "RELU_N1_TO_1": (-1.0, 1.0), "RELU6": (0.0, 6.0), "RELU_0_TO_1": (0.0, 1.0)}
@@ -304,11 +298,11 @@ def _find_layers(models: MixedModels, names: Sequence[str] | None, at: str) -> t
 
 def _layer(models: MixedModels, operator: Operator, name: str, at: str) -> _Layer:
     graph, floats = models.graph, models.floats
-    if operator.name not in _PLACES:
+    if operator.name not in WEIGHTED:
         raise _UnfitError(f"{operator.name} has no bias", usual=True)
     data, weights, bias = (
         graph.tensor(operator.inputs[place]) if place < len(operator.inputs) and operator.inputs[place] >= 0 else None
-        for place in _PLACES[operator.name]
+        for place in OPERANDS[operator.name]
     )
     output = graph.tensor(operator.outputs[0])
     if data is None or weights is None or not (data.is_quantized and weights.is_quantized and output.is_quantized):
@@ -337,7 +331,7 @@ def _layer(models: MixedModels, operator: Operator, name: str, at: str) -> _Laye
     step, most = _steps(graph, data, weights, bias, operator)
     if not np.any(step):
         raise _UnfitError("its scales are 0")
-    return _Layer(name, operator, _PLACES[operator.name][2], last, step, most, mine, other, clips)
+    return _Layer(name, operator, OPERANDS[operator.name][2], last, step, most, mine, other, clips)
 
 
 def _point(graph: Graph, operator: Operator) -> Operator:
@@ -402,7 +396,7 @@ def _first_notes(models: MixedModels, layers: Sequence[_Layer], left_out: Mappin
     if not layers:
         what = "of those asked for " if left_out else ""
         notes.append(f"no layer {what}has integer biases that can be corrected: the model was left as it is")
-    inner = sum(op.name in _PLACES for subgraph in models.graph.model.subgraphs[1:] for op in subgraph.operators)
+    inner = sum(op.name in WEIGHTED for subgraph in models.graph.model.subgraphs[1:] for op in subgraph.operators)
     if inner:
         notes.append(f"{inner} layers inside of loops and branches were left as they are")
     return notes

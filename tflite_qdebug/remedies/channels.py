@@ -16,16 +16,9 @@ from tflite_qdebug import tf_private
 from tflite_qdebug.errors import ModelError
 from tflite_qdebug.match import Graph
 from tflite_qdebug.model import Model, Operator
+from tflite_qdebug.operators import OPERANDS, WEIGHTED
 
 __all__ = ["FACTORS", "OFFSETS", "Channels", "Kept", "WeightedLayer", "activation_names", "options_of"]
-
-# Positions of data, weights and bias among the inputs.
-_PLACES = {
-    "CONV_2D": (0, 1, 2),
-    "DEPTHWISE_CONV_2D": (0, 1, 2),
-    "FULLY_CONNECTED": (0, 1, 2),
-    "TRANSPOSE_CONV": (2, 1, 3),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,12 +77,12 @@ class WeightedLayer:
     @property
     def places(self) -> tuple[int, int]:
         """Positions of weights and bias among the operator's inputs."""
-        return _PLACES[self.operator.name][1:]
+        return OPERANDS[self.operator.name][1:]
 
     @property
     def data(self) -> int:
         """The tensor that it reads."""
-        return self.operator.inputs[_PLACES[self.operator.name][0]]
+        return self.operator.inputs[OPERANDS[self.operator.name][0]]
 
     @property
     def is_depthwise(self) -> bool:
@@ -231,7 +224,7 @@ class Channels:
     def _followed(self, operator: Operator) -> bool:
         """Gives an operator's outputs their labels; False where it keeps nothing."""
         name = operator.name
-        if name in _PLACES:
+        if name in WEIGHTED:
             return self._follow_layer(operator)
         if name in self._kept.operators or (name == "RELU6" and self._passes(operator)):
             for index in operator.inputs[1:]:
@@ -266,7 +259,7 @@ class Channels:
         return True
 
     def _follow_layer(self, operator: Operator) -> bool:
-        data, place, behind = _PLACES[operator.name]
+        data, place, behind = OPERANDS[operator.name]
         tensor = self._model.main.tensors[operator.inputs[place]]
         refused = self._takes(operator)
         bias = operator.inputs[behind] if behind < len(operator.inputs) else -1

@@ -11,10 +11,8 @@ import numpy as np
 
 from tflite_qdebug.errors import ModelError
 
-__all__ = ["WEIGHTED", "Geometry"]
+__all__ = ["Geometry"]
 
-#: The operators that are known here.
-WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 # Elements of a matrix that is made at once: a large image is taken in bands of rows.
 _MOST_ELEMENTS = 2**22
 _VALID = 1
@@ -28,7 +26,7 @@ class Geometry:
     output at each position is the sum of ``features`` products, of the group's inputs and of the channel's weights.
 
     Attributes:
-        op_name: One of `WEIGHTED`.
+        op_name: One of `operators.WEIGHTED`.
         shape: Of the weights.
         groups: How many groups of output channels have inputs of their own: the input channels of a depthwise convolution.
         features: Weights of one output channel.
@@ -52,7 +50,7 @@ class Geometry:
         """Reads the geometry of an operator.
 
         Args:
-            op_name: One of `WEIGHTED`.
+            op_name: One of `operators.WEIGHTED`.
             shape: Of its weights.
             depth: Channels of its input; of no interest for a dense layer.
             options: Its builtin options, as the object API of the schema gives them; None for the defaults.

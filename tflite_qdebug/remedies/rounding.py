@@ -24,9 +24,10 @@ from tflite_qdebug.edit.mixed import MixedModels
 from tflite_qdebug.errors import DatasetError, ModelError, OptionError
 from tflite_qdebug.match import Graph
 from tflite_qdebug.model import Model, Operator, Tensor
+from tflite_qdebug.operators import WEIGHTED
 from tflite_qdebug.progress import track
 from tflite_qdebug.remedies.integer_fit import Moments, Problem, Solution, solve
-from tflite_qdebug.remedies.patches import WEIGHTED, Geometry
+from tflite_qdebug.remedies.patches import Geometry
 
 __all__ = ["AIMS", "Rounded", "RoundedNode", "optimize_rounding"]
 

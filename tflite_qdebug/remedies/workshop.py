@@ -21,6 +21,7 @@ from tflite_qdebug.errors import ConversionError, ModelError, OptionError
 from tflite_qdebug.files import write_atomically
 from tflite_qdebug.match import Match, match_models
 from tflite_qdebug.model import Model
+from tflite_qdebug.operators import WEIGHTED
 from tflite_qdebug.outcome import Recipe
 from tflite_qdebug.remedies.absorption import absorb_high_biases, channel_minima
 from tflite_qdebug.remedies.bias_correction import correct_biases
@@ -38,7 +39,6 @@ Range = tuple[float, float]
 _ROUNDED_SAMPLES, _CORRECTED_SAMPLES = 128, 32
 # Of a model with more layers fewer samples, so that fitting takes minutes and not hours.
 _MANY_LAYERS = 64
-_WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 # Each runs the samples again: a pass for each layer of a deep model would take minutes for little more.
 _ROUNDING_PASSES = 8
 
@@ -306,7 +306,7 @@ class Workshop:
 
     def _fitting(self, samples: int) -> dict[str, Any]:
         """Returns the options of what is fitted: by the model alone, so that a recipe makes the same bytes anywhere."""
-        layers = sum(operator.name in _WEIGHTED for operator in self.float_model.model.main.operators)
+        layers = sum(operator.name in WEIGHTED for operator in self.float_model.model.main.operators)
         count = max(8, samples * _MANY_LAYERS // max(layers, _MANY_LAYERS))
         limit = count if self._limit is None else min(self._limit, count)
         return {"limit": limit, "backend": self.backend, "progress": self._progress}

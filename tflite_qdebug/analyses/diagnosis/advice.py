@@ -14,13 +14,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tflite_qdebug.analyses.diagnosis.causes import WEIGHTED, bare, figure, percent
+from tflite_qdebug.analyses.diagnosis.causes import bare, figure, percent
 from tflite_qdebug.analyses.diagnosis.evidence import LayerEvidence, bulk, gather, with_zero
 from tflite_qdebug.analyses.diagnosis.loss import loss_of
 from tflite_qdebug.analyses.diagnosis.range_rules import FIXED_RANGE
 from tflite_qdebug.analyses.diagnosis.thresholds import T
 from tflite_qdebug.analyses.diagnosis.verdict import diagnose
 from tflite_qdebug.findings import Advice, Findings, Profile, Sensitivity, Steps
+from tflite_qdebug.operators import WEIGHTED
 
 __all__ = ["advise", "gain_db"]
 

@@ -9,10 +9,7 @@ import numpy as np
 
 from tflite_qdebug.analyses.diagnosis.evidence import LayerEvidence
 
-__all__ = ["WEIGHTED", "Cause", "Context", "Rule", "bare", "figure", "keep_float", "listed", "other_range", "percent", "rule"]
-
-#: Operators whose weights may have a scale for each channel.
-WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+__all__ = ["Cause", "Context", "Rule", "bare", "figure", "keep_float", "listed", "other_range", "percent", "rule"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tflite_qdebug.analyses.diagnosis.causes import WEIGHTED, Cause, Context, figure, keep_float, listed, percent, rule
+from tflite_qdebug.analyses.diagnosis.causes import Cause, Context, figure, keep_float, listed, percent, rule
 from tflite_qdebug.analyses.diagnosis.evidence import LayerEvidence, bulk, outliers
 from tflite_qdebug.analyses.diagnosis.thresholds import T
 from tflite_qdebug.findings import Profile
+from tflite_qdebug.operators import WEIGHTED
 
 __all__ = ["broken_bias", "broken_weights", "outlier_channel", "unbalanced_inputs", "uneven_channels", "weight_scales"]
 

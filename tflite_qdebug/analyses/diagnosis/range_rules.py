@@ -6,10 +6,11 @@ import dataclasses
 
 import numpy as np
 
-from tflite_qdebug.analyses.diagnosis.causes import WEIGHTED, Cause, Context, figure, keep_float, other_range, percent, rule
+from tflite_qdebug.analyses.diagnosis.causes import Cause, Context, figure, keep_float, other_range, percent, rule
 from tflite_qdebug.analyses.diagnosis.evidence import LayerEvidence, bulk, outliers, with_zero
 from tflite_qdebug.analyses.diagnosis.thresholds import T
 from tflite_qdebug.findings import Profile
+from tflite_qdebug.operators import WEIGHTED
 
 __all__ = ["FIXED_RANGE", "dead_layer", "negative_tail", "range_too_narrow", "range_too_wide", "rare_value"]
 

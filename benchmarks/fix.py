@@ -99,6 +99,15 @@ def keyword_spotting() -> Task:
 TASKS = {task.__name__: task for task in (mobilenet_v3, mobilenet_v1, fsrcnn, keyword_spotting)}
 
 
+def redrawn(task: Task, draw: int) -> Task:
+    """Shares the samples out again, in another random order."""
+    samples = [sample for split in task.splits for sample in split]
+    order = np.random.default_rng(draw).permutation(len(samples))
+    mixed = [samples[position] for position in order]
+    first, second = len(task.splits[0]), len(task.splits[0]) + len(task.splits[1])
+    return task._replace(splits=(mixed[:first], mixed[first:second], mixed[second:]))
+
+
 def searched(name: str, task: Task, spend: str, folder: Path) -> None:
     """Runs one search and prints its line."""
     import tflite_qdebug
@@ -137,15 +146,18 @@ def main() -> None:
     """Runs the searches that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", default=list(TASKS), choices=[[], *TASKS])
-    names = parser.parse_args().tasks or list(TASKS)
+    parser.add_argument("--draw", type=int, metavar="N", help="share the samples out in another random order")
+    parser.add_argument("--spend", action="append", choices=("nothing", "float"), help="default: both, one after the other")
+    arguments = parser.parse_args()
+    names = arguments.tasks or list(TASKS)
     if not common.DATA.exists():
         sys.exit(f"{common.DATA} is missing: there are no trained models to be fixed")
     print("| " + " | ".join(COLUMNS) + " |")
     print("|---" * len(COLUMNS) + "|")
     for name in names:
-        task = TASKS[name]()
+        task = TASKS[name]() if arguments.draw is None else redrawn(TASKS[name](), arguments.draw)
         with tempfile.TemporaryDirectory() as folder:
-            for spend in ("nothing", "float"):
+            for spend in arguments.spend or ("nothing", "float"):
                 searched(name, task, spend, Path(folder))
 
 

@@ -57,8 +57,8 @@ def test_nodes_left_float_are_estimated_from_the_layers_alone() -> None:
     assert not found.measured
     assert "the layers' own errors alone" in found.how
     words = shlex.split(found.command)
-    assert words[:5] == ["tflite-qdebug", "convert", "RUN/float.tflite", "--representative-data", "DATA"]
-    assert words[5:] == ["--denylisted-node", "last", "--denylisted-node", made.NODES[2]]  # whose name has quotes and spaces
+    assert words[:3] == ["tflite-qdebug", "convert", "RUN"]
+    assert words[3:] == ["--denylisted-node", "last", "--denylisted-node", made.NODES[2]]  # whose name has quotes and spaces
 
 
 def test_nodes_left_float_are_estimated_from_their_sensitivity() -> None:
@@ -316,6 +316,29 @@ def test_gains_in_words() -> None:
     assert gain_words(Advice("a", "b", 3.0, "dB SQNR", measured=True, at_most=True)) == "at most +3.0 dB SQNR"
 
 
+def test_what_is_advised_can_be_typed_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorflow")
+    from tflite_qdebug import example, load_float_model
+    from tflite_qdebug.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "example", "--limit", "8", "--no-progress", "--output", "run"]) == 0
+    (advice,) = [one for one in Findings.load(tmp_path / "run").advice if " convert " in one.command]
+    assert main([*shlex.split(advice.command)[1:], "--no-progress"]) == 0
+    calibrated = load_float_model(example.MODEL_PATH).calibrate(example.representative_dataset, limit=8)
+    expected = calibrated.quantize("int8", denylisted_nodes=advice.nodes).data
+    assert (tmp_path / "run_int8.tflite").read_bytes() == expected
+    assert main(["convert", "run", "--edgetpu", "--output", "device", "--no-progress"]) == 0
+    assert (tmp_path / "device" / "run_for_edgetpu.tflite").exists()
+    pair = ["--float", "run/float.tflite", "--quantized", "run/int8.tflite", "--debug-data", "example"]
+    assert main(["run", *pair, "--limit", "2", "--no-progress", "--output", "pair"]) == 0
+    capsys.readouterr()
+    assert main(["convert", "pair"]) == 2
+    assert "does not tell its representative data; give --representative-data" in capsys.readouterr().err
+
+
 def test_the_command_line_ends_with_what_to_try(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tensorflow")
     from tflite_qdebug.cli import main
@@ -325,7 +348,6 @@ def test_the_command_line_ends_with_what_to_try(tmp_path: Path, capsys: pytest.C
     printed = capsys.readouterr().out
     assert "what to try" in printed
     assert printed.index("what to try") > printed.index("worst layers")
-    assert f"{tmp_path}/run/float.tflite" in printed
     saved = Findings.load(tmp_path / "run").advice
     assert saved
     assert main(["report", str(tmp_path / "run")]) == 0

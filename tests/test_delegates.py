@@ -478,6 +478,26 @@ def test_a_run_tells_which_delegate_ran(library: Path, tmp_path: Path) -> None:
     assert any(f"the delegate {library.name} took none of" in note for note in saved["notes"])
 
 
+def test_analyses_of_a_run_go_on_with_its_delegate(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lib.so").symlink_to(library)
+    words = ["run", "example", "--output", "study", "--limit", "3", "--no-progress", "--kernels", "builtin"]
+    assert main([*words, "--delegate", "./lib.so", "--delegate-option", "mode=exact"]) == 0
+    monkeypatch.chdir("study")
+    setup = json.loads(Path("study.json").read_text())
+    assert setup["delegates"] == [[str(tmp_path / "lib.so"), {"mode": "exact"}]]
+    for more, expected in (([], 1), (["--kernels", "builtin"], 0)):
+        assert main(["samples", str(tmp_path / "study"), "--no-progress", *more]) == 0
+        saved = json.loads(Path("samples.json").read_text())
+        assert len(saved["content"]["provenance"].get("delegates", [])) == expected
+    capsys.readouterr()
+    (tmp_path / "lib.so").unlink()
+    assert main(["accumulated-error", str(tmp_path / "study"), "--no-progress"]) == 6
+    assert "cannot load the delegate" in capsys.readouterr().err
+
+
 @FORKED
 @pytest.mark.parametrize(
     ("options", "expected"),

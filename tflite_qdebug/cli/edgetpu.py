@@ -54,6 +54,7 @@ def convert(arguments: argparse.Namespace, screen: Screen) -> None:
             f"got {', '.join(given)} with --edgetpu, which makes one model of integers alone; expected none of them: what is "
             "left float cuts the graph ('tflite-qdebug edgetpu check MODEL --leave-float NODE' tells what that costs)"
         )
+    verbs.begin_with_run(arguments)
     folder = Folder(arguments.output or ".")
     made = convert_for_edgetpu(
         verbs.load(arguments),

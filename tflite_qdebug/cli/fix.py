@@ -12,7 +12,7 @@ from tflite_qdebug import example
 from tflite_qdebug.analyses.pairs import pair_error
 from tflite_qdebug.cli.options import backend_of
 from tflite_qdebug.cli.output import Folder, Screen, terminal_width
-from tflite_qdebug.cli.verbs import data, progress
+from tflite_qdebug.cli.verbs import data, is_run, progress, run_folder
 from tflite_qdebug.datasets import open_dataset
 from tflite_qdebug.errors import OptionError, QDebugError
 from tflite_qdebug.files import write_atomically
@@ -52,7 +52,7 @@ class _Given:
 
 def fix_model(arguments: argparse.Namespace, screen: Screen) -> int:
     """Searches, writes all that came of it, and says how far it got."""
-    given = _of_run(arguments) if _is_run(arguments.model) else _of_model(arguments)
+    given = _of_run(arguments) if is_run(arguments.model) else _of_model(arguments)
     found = _searched(arguments, screen, given)
     outcome = _with_snippets(found, given)
     save_part(given.folder, "fix", outcome)
@@ -78,14 +78,9 @@ def fix_model(arguments: argparse.Namespace, screen: Screen) -> int:
     return 0
 
 
-def _is_run(place: str | None) -> bool:
-    return place is not None and ((Path(place) / "run.json").exists() or Path(place).name == "run.json")
-
-
 def _of_run(arguments: argparse.Namespace) -> _Given:
     """Returns what the folder of a saved run knows, with what the command line says instead."""
-    place = Path(arguments.model)
-    place = place.parent if place.name == "run.json" else place
+    place = run_folder(arguments.model)
     if arguments.quantized_form or arguments.output:
         option = "--quantized-form" if arguments.quantized_form else "--output"
         raise OptionError(f"got {option} with {place}, which holds a run and its models; expected a model in its place")

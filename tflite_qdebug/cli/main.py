@@ -218,7 +218,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "convert",
         "convert and calibrate once, and write quantized and debug models",
-        ["model", "--representative-data", "--limit", "--kind", "convert --edgetpu", *QUANTIZING, "--output"],
+        ["converted model", "--representative-data", "--limit", "--kind", "convert --edgetpu", *QUANTIZING, "--output"],
         kinds + ", calibrated, debug, debug_whole_model",
     )
     add(

@@ -117,6 +117,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "run": {"help": "folder that 'run ... --output' or 'runall' wrote, or its run.json", "metavar": "RUN"},
     "model_or_run": {
         "help": "the folder of a saved run, to go on with it; or a model to begin with, as for 'run'",
+    "converted model": {
+        "help": "as for 'run'; or the folder of a saved run, whose float model and representative data are taken",
+        "metavar": "MODEL",
+    },
         "metavar": "RUN_OR_MODEL",
         "nargs": "?",
     },
@@ -468,7 +472,7 @@ QUANTIZING = (
 
 
 #: Arguments that several verbs call by one name, each with its own help.
-_DESTINATIONS = {"optional_model": "model", "model_or_run": "model", "edgetpu_model": "model",
+_DESTINATIONS = {"optional_model": "model", "model_or_run": "model", "converted model": "model", "edgetpu_model": "model",
                  "extract --min-cosine": "--min-cosine",
                  "edgetpu --leave-float": "--leave-float", "convert --edgetpu": "--edgetpu", "priced --edgetpu": "--edgetpu",
                  "bundle --compiled": "--compiled", "bundle --delegate": "--delegate", "bundle --limit": "--limit",

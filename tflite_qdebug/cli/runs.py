@@ -18,7 +18,7 @@ from tflite_qdebug.cli.verbs import calibrate, data, evaluated, load, named_mode
 from tflite_qdebug.collect import LayerMetrics
 from tflite_qdebug.conversion import CALIBRATED_KINDS, KINDS, CalibratedModel, FloatModel, load_float_model
 from tflite_qdebug.datasets import open_dataset
-from tflite_qdebug.delegates import pairs_of
+from tflite_qdebug.delegates import delegates_of, pairs_of
 from tflite_qdebug.edgetpu.prices import priced_advice
 from tflite_qdebug.edit import DebugModel
 from tflite_qdebug.errors import OptionError, did_you_mean
@@ -28,7 +28,7 @@ from tflite_qdebug.record import Run
 from tflite_qdebug.reports.advice import advice_lines
 from tflite_qdebug.reports.side_by_side import side_by_side, side_by_side_table, write_side_by_side
 from tflite_qdebug.statistics import ErrorStatistics
-from tflite_qdebug.study import Setup, lasting
+from tflite_qdebug.study import Setup, lasting, lasting_delegates
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> None:
@@ -129,6 +129,7 @@ def _write_setup(
         arguments.kernels,
         name if (name := next(iter(runs))) not in ("main", signature) else None,
         _calibrated_by(arguments),
+        lasting_delegates(delegates_of(arguments.delegate, arguments.delegate_option)),
     ).save(folder.path)
 
 

@@ -16,6 +16,7 @@ from tflite_qdebug.conversion import CALIBRATED_KINDS, KINDS, CalibratedModel, F
 from tflite_qdebug.errors import OptionError, did_you_mean
 from tflite_qdebug.record import Run
 from tflite_qdebug.reports.tables import layer_table, whole_table, write_csv
+from tflite_qdebug.study import Setup
 from tflite_qdebug.wording import number
 
 #: What ``convert`` can make, besides the library's kinds.
@@ -64,11 +65,44 @@ def progress(arguments: argparse.Namespace) -> bool | None:
 
 def stem(arguments: argparse.Namespace) -> str:
     """Returns the first part of the names of files that are made."""
+    if "stem" in arguments:
+        return str(arguments.stem)
     return "example" if arguments.model == "example" else Path(arguments.model).stem or "model"
+
+
+def is_run(place: str | None) -> bool:
+    """True for the folder of a saved run, or its ``run.json``."""
+    return place is not None and ((Path(place) / "run.json").exists() or Path(place).name == "run.json")
+
+
+def run_folder(place: str) -> Path:
+    """Returns the folder of a saved run that is named by itself or by its ``run.json``."""
+    return Path(place).parent if Path(place).name == "run.json" else Path(place)
+
+
+def begin_with_run(arguments: argparse.Namespace) -> None:
+    """Puts a saved run's float model, and what calibrated it, in the place of the run, where one was given.
+
+    Raises:
+        OptionError: Where the run has no float model, or does not tell what calibrated it.
+    """
+    if not is_run(arguments.model):
+        return
+    place = run_folder(arguments.model)
+    setup = Setup.load(place)
+    if setup.float_model is None:
+        raise OptionError(f"the run in {place} has no float model to be converted; run again with --float MODEL")
+    chosen = arguments.representative_data or setup.representative_data
+    if chosen is None:
+        raise OptionError(f"the run in {place} does not tell its representative data; give --representative-data")
+    arguments.stem = place.resolve().name
+    arguments.model, arguments.representative_data = str(place / setup.float_model), chosen
+    arguments.limit = arguments.limit or setup.limit
 
 
 def convert(arguments: argparse.Namespace, screen: Screen) -> None:
     """Makes models of the kinds asked for."""
+    begin_with_run(arguments)
     kinds = list(dict.fromkeys(arguments.kind or ["int8"]))
     for kind in kinds:
         if kind not in KINDS + DEBUG_KINDS:

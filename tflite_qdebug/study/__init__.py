@@ -4,6 +4,6 @@
 """
 
 from tflite_qdebug.study.saved_run import Study
-from tflite_qdebug.study.setup import SETUP, Setup, lasting, named_data
+from tflite_qdebug.study.setup import SETUP, Setup, lasting, lasting_delegates, named_data
 
-__all__ = ["SETUP", "Setup", "Study", "lasting", "named_data"]
+__all__ = ["SETUP", "Setup", "Study", "lasting", "lasting_delegates", "named_data"]

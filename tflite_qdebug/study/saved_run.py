@@ -45,7 +45,7 @@ from tflite_qdebug.findings import (
 from tflite_qdebug.output_error import METRICS
 from tflite_qdebug.record import Run
 from tflite_qdebug.study.run_all import run_all
-from tflite_qdebug.study.setup import SETUP, Setup, lasting, named_data, with_defaults
+from tflite_qdebug.study.setup import SETUP, Setup, lasting, lasting_delegates, named_data, with_defaults
 
 __all__ = ["Study"]
 
@@ -189,6 +189,7 @@ class Study:
             self._backend.runtime,
             self._backend.kernels,
         ).save(self.folder)
+            delegates=lasting_delegates(self._backend.delegates),
 
     def _measured(self) -> Run:
         run = pair_error(

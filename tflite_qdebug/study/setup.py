@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tflite_qdebug import example
 from tflite_qdebug.collect import Backend
+from tflite_qdebug.delegates import Delegate
 from tflite_qdebug.errors import ModelError
 from tflite_qdebug.files import write_atomically
 
-__all__ = ["SETUP", "Setup", "lasting", "named_data", "with_defaults"]
+__all__ = ["SETUP", "Setup", "lasting", "lasting_delegates", "named_data", "with_defaults"]
 
 #: The file that tells what a run was made of.
 SETUP = "study.json"
@@ -42,6 +45,7 @@ class Setup:
         kernels: The kernels, as they were asked for.
         inside: The loop, branch or composite that the run is of, where the model itself is float throughout.
         representative_data: What calibrated the quantized model, as the command line takes it; None where that was not said.
+        delegates: ``(library, options)`` of each delegate that ran the quantized model.
     """
 
     float_model: str | None
@@ -56,6 +60,7 @@ class Setup:
     kernels: str = "auto"
     inside: str | None = None
     representative_data: str | None = None
+    delegates: tuple[tuple[str, Mapping[str, str]], ...] = ()
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes it into the folder of a run.
@@ -80,7 +85,8 @@ class Setup:
                 raise ModelError(f"{path} is broken: it holds a {type(fields).__name__}, expected an object")
             if fields.pop("format") != _FORMAT or fields.pop("format_version") != 1:
                 raise ModelError(f"{path} is of another format, expected {_FORMAT!r} version 1")
-            return cls(**{**fields, "metrics": tuple(fields["metrics"])})
+            delegates = tuple((library, dict(options)) for library, options in fields.get("delegates", ()))
+            return cls(**{**fields, "metrics": tuple(fields["metrics"]), "delegates": delegates})
         except OSError as error:
             raise ModelError(
                 f"cannot read {path}: {error.strerror}; expected the folder of a run of this version, with its models. Make it "
@@ -93,10 +99,17 @@ class Setup:
 
 
 def with_defaults(backend: Backend, setup: Setup) -> Backend:
-    """Returns the backend, with the run's own where nothing else was asked for."""
+    """Returns the backend, with the run's own runtime where none was asked for; kernels and delegates likewise, together."""
     runtime = setup.runtime if backend.runtime == "auto" else backend.runtime
-    plain = backend.kernels == "auto" and not backend.delegates
-    return backend._replace(runtime=runtime, kernels=setup.kernels if plain else backend.kernels)
+    if backend.kernels != "auto" or backend.delegates:
+        return backend._replace(runtime=runtime)
+    delegates = tuple(Delegate(library, options) for library, options in setup.delegates)
+    return backend._replace(runtime=runtime, kernels=setup.kernels, delegates=delegates)
+
+
+def lasting_delegates(delegates: Iterable[Delegate]) -> tuple[tuple[str, Mapping[str, str]], ...]:
+    """Returns what a setup keeps of delegates: libraries that are files by a path that holds in any folder."""
+    return tuple((lasting(one.library) or one.library, dict(one.options)) for one in delegates)
 
 
 def lasting(source: Any) -> str | None:
@@ -104,6 +117,8 @@ def lasting(source: Any) -> str | None:
     if not isinstance(source, (str, os.PathLike)):
         return None
     text = os.fspath(source)
+    if text.startswith("tfds:"):
+        return re.sub(r"(?<=[?&]data_dir=)[^&]+", lambda found: str(Path(found[0]).expanduser().absolute()), text)
     prefix, path, rest = ("images:", *text[7:].partition("?")[::2]) if text.startswith("images:") else ("", text, "")
     if text == "example" or not path or not Path(path).exists():
         return text

@@ -101,8 +101,7 @@ def _target(findings: Findings) -> str:
 
 
 def _convert(run: str, *options: str) -> str:
-    words = ["tflite-qdebug", "convert", f"{run}/float.tflite", "--representative-data", "DATA", *options]
-    return " ".join(map(shlex.quote, words))
+    return " ".join(map(shlex.quote, ["tflite-qdebug", "convert", run, *options]))
 
 
 def _leave_float(findings: Findings, run: str, nodes: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 
 import faulty_models as faulty
+import findings_by_hand as by_hand
 import models
 import numpy as np
 import planting
@@ -217,6 +218,16 @@ def test_sensitive_many_small_and_large_error_speak_where_no_other_rule_does() -
 
 
 # -- the whole ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_verdict_on_a_few_of_the_samples_says_so() -> None:
+    run = by_hand.run(output_sqnr=40.0)
+    whole = "output output is the float model's give or take rounding (40 dB SQNR)"
+    assert loss_of(Findings(run)).words == whole
+    run.statistics.samples = 150  # of which the split looked at 2
+    loss = loss_of(Findings(run))
+    assert loss.words == f"{whole} on the first 2 of 150 samples"
+    assert any("of a few samples" in note for note in loss.notes)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tflite_qdebug.record import Run
+from tflite_qdebug.shown import Shown
 
 __all__ = ["HOST", "Board", "BoardModel"]
 
@@ -68,7 +69,7 @@ class BoardModel:
 
 
 @dataclasses.dataclass(frozen=True)
-class Board:
+class Board(Shown):
     """One result of a bundle.
 
     Attributes:
@@ -93,6 +94,10 @@ class Board:
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     settings: tuple[Any, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        names = ", ".join(model.name for model in self.models if model.where == self.name)
+        return f"Board({self.name!r}; {names}; {len(self.faulty())} layers otherwise than on the host)"
 
     def model(self, name: str, where: str | None = None) -> BoardModel | None:
         """Returns a model of the board; or of `HOST`."""

@@ -15,6 +15,7 @@ from tflite_qdebug.kernel_record import FLOAT_ROUNDING, Difference
 from tflite_qdebug.output_error import COLUMNS, measure_output, metric_of_sums, pooled_sums
 from tflite_qdebug.quantization import QuantizationParameters
 from tflite_qdebug.record import load_record, save_record
+from tflite_qdebug.shown import Shown
 
 __all__ = ["FORMAT_VERSION", "Closeness", "CutComparison", "CutLimits", "CutOutput", "CutRow"]
 
@@ -282,7 +283,7 @@ class CutRow:
 
 
 @dataclasses.dataclass(frozen=True)
-class CutComparison:
+class CutComparison(Shown):
     """Cuts of a model on two kernels.
 
     Attributes:
@@ -302,6 +303,10 @@ class CutComparison:
     samples: int
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        sides = f"{self.tested['label']} against {self.reference['label']}"
+        return f"CutComparison({sides}, {len(self.rows)} cuts, {self.samples} samples; {len(self.failed())} fail)"
 
     def failed(self) -> list[CutRow]:
         """Returns the cuts that fail by themselves, in execution order, the smallest last."""

@@ -22,7 +22,9 @@ from tflite_qdebug.datasets import open_dataset
 from tflite_qdebug.errors import DatasetError, ModelError, OptionError
 from tflite_qdebug.model import Model, read_model_bytes
 from tflite_qdebug.record import Run
+from tflite_qdebug.shown import Shown
 from tflite_qdebug.statistics import TENSORFLOW_METRICS
+from tflite_qdebug.wording import byte_size
 
 __all__ = ["QuantizationDebugOptions", "QuantizationDebugger"]
 
@@ -95,8 +97,13 @@ class QuantizationDebugOptions:
         self.denylisted_nodes = denylisted_nodes
         self.fully_quantize = fully_quantize
 
+    def __repr__(self) -> str:
+        given = {name: value for name, value in vars(self).items() if value}
+        words = (f"{name}={list(value) if isinstance(value, Mapping) else value!r}" for name, value in given.items())
+        return f"QuantizationDebugOptions({', '.join(words)})"
 
-class QuantizationDebugger:
+
+class QuantizationDebugger(Shown):
     """Measures, for each quantized operator, by how much it differs from its float original.
 
     Attributes:
@@ -298,6 +305,11 @@ class QuantizationDebugger:
             OSError: Where the file cannot be written.
         """
         self._require_result().save(path)
+
+    def __repr__(self) -> str:
+        if self.result is None:
+            return f"QuantizationDebugger({byte_size(len(self.quant_model or b''))} debug model, not run yet)"
+        return f"QuantizationDebugger({self.result!r})"
 
     def layer_statistics_dump(self, file: IO[str]) -> None:
         """Writes ``layer_statistics`` as CSV; before `run`, the header alone.

@@ -22,7 +22,9 @@ from tflite_qdebug.latency_record import Latency, ModelTime, OperatorTime
 from tflite_qdebug.outcome import Candidate, Difference, Measured, Outcome, Recipe
 from tflite_qdebug.output_error import OutputErrors
 from tflite_qdebug.record import Run, decoded, encoded
+from tflite_qdebug.shown import Shown
 from tflite_qdebug.statistics import Histogram
+from tflite_qdebug.wording import byte_size, number, shortened
 
 __all__ = [
     "MODES",
@@ -119,7 +121,7 @@ class Score:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scores:
+class Scores(Shown):
     """Float against quantized on an evaluation dataset.
 
     Attributes:
@@ -138,9 +140,16 @@ class Scores:
         """Returns the model of that name."""
         return next((score for score in self.scores if score.name == name), None)
 
+    def __repr__(self) -> str:
+        def described(score: Score) -> str:
+            values = [f"{name} {number(value)}" for name, value in score.metrics.items()]
+            return f"{score.name}: {', '.join([*values, byte_size(score.size)])}"
+
+        return f"Scores({self.samples} samples; {'; '.join(map(described, self.scores))})"
+
 
 @dataclasses.dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(Shown):
     """The error at the model's outputs when one node alone is quantized, or one alone left float.
 
     Attributes:
@@ -195,9 +204,17 @@ class Sensitivity:
         """Returns the metric at each node's worst output, ``(nodes,)``."""
         return self.errors.worst(metric or self.metric, self.large_is_bad)[: len(self.nodes)]
 
+    def __repr__(self) -> str:
+        counts = f"Sensitivity({self.mode}, {len(self.nodes)} nodes, {self.errors.samples} samples"
+        if not self.nodes:
+            return f"{counts})"
+        first = self.order()[0]
+        which = f"{self.op_names[first]} {shortened(self.nodes[first], 60)}"
+        return f"{counts}; first {which}, {self.metric} {number(self.values()[first])})"
+
 
 @dataclasses.dataclass(frozen=True)
-class Curve:
+class Curve(Shown):
     """The error at every node's output in a partly quantized model, against the float model: accumulated error.
 
     Attributes:
@@ -212,9 +229,12 @@ class Curve:
     left_float: tuple[str, ...]
     run: Run
 
+    def __repr__(self) -> str:
+        return f"Curve({shortened(self.name, 60)!r}, {len(self.run.layers)} layers, {self.run.statistics.samples} samples)"
+
 
 @dataclasses.dataclass(frozen=True)
-class Steps:
+class Steps(Shown):
     """The error at the outputs as the most sensitive nodes are left float, one after another.
 
     Attributes:
@@ -240,6 +260,11 @@ class Steps:
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     float_metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        goal = f"{self.metric} {number(self.threshold)}"
+        met = f"{goal} is not met" if self.met is None else f"{goal} is met with {self.met} of them float"
+        return f"Steps({len(self.nodes)} nodes, {self.errors.samples} samples; {met})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,9 +316,12 @@ class Channels:
         alive = self.largest[self.largest > 0]
         return float(alive.max() / np.median(alive)) if len(alive) else 1.0
 
+    def __repr__(self) -> str:
+        return f"Channels({len(self.minimum)} along axis {self.axis}, spread {number(self.spread, 3)})"
+
 
 @dataclasses.dataclass(frozen=True)
-class Profile:
+class Profile(Shown):
     """The values of one tensor, in float and quantized.
 
     Attributes:
@@ -351,6 +379,10 @@ class Profile:
     samples: int = 0
     reference: str = "float model"
 
+    def __repr__(self) -> str:
+        values = f"{number(self.values.minimum)} … {number(self.values.maximum)}"
+        return f"Profile({self.role} of {self.op_name} {shortened(self.node, 60)}; {values})"
+
 
 @dataclasses.dataclass(frozen=True)
 class SampleError:
@@ -383,7 +415,7 @@ class SampleError:
 
 
 @dataclasses.dataclass(frozen=True)
-class Samples:
+class Samples(Shown):
     """The samples on which the quantized model differs most, and the error at the outputs over all.
 
     Attributes:
@@ -403,6 +435,9 @@ class Samples:
     metric: str = "sqnr_db"
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Samples(the {len(self.worst)} worst of {self.errors.samples} by {self.metric}, {self.flip_count} flips)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -433,7 +468,7 @@ class Suspect:
 
 
 @dataclasses.dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Shown):
     """What is wrong, in the order in which it matters.
 
     Attributes:
@@ -450,9 +485,12 @@ class Diagnosis:
     evidence: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Diagnosis({self.verdict!r}, {len(self.suspects)} suspects)"
+
 
 @dataclasses.dataclass(frozen=True)
-class Advice:
+class Advice(Shown):
     """One thing to try, and a quick estimate of what it brings.
 
     Attributes:
@@ -609,8 +647,8 @@ def _load_part(path: Path, part: str) -> Any:
         raise ModelError(f"{path} is not what an analysis wrote: {error}") from error
 
 
-@dataclasses.dataclass
-class Findings:
+@dataclasses.dataclass(repr=False)
+class Findings(Shown):
     """All that is known about a run.
 
     Attributes:
@@ -699,3 +737,11 @@ class Findings:
                     by_operator[i] for i in entry.outputs if i in by_operator
                 ]
         raise OptionError(f"the graph has no node {node!r}")
+
+    def known(self) -> list[str]:
+        """Returns the names of the parts that are there, of a sensitivity with its modes."""
+        parts = [part for part in PLACES if part != "sensitivity" and getattr(self, part)]
+        return [*parts, *(f"sensitivity ({mode})" for mode in self.sensitivity)]
+
+    def __repr__(self) -> str:
+        return f"Findings({self.name!r}, {self.run!r}; known: {', '.join(self.known()) or 'nothing more'})"

@@ -12,6 +12,7 @@ import numpy as np
 
 from tflite_qdebug.errors import ModelError
 from tflite_qdebug.record import load_record, save_record
+from tflite_qdebug.shown import Shown
 
 __all__ = ["FLOAT_ROUNDING", "FORMAT_VERSION", "Difference", "KernelComparison", "KernelRow", "Verdict"]
 
@@ -288,7 +289,7 @@ _DESCRIPTION = tuple(field.name for field in dataclasses.fields(KernelRow) if fi
 
 
 @dataclasses.dataclass(frozen=True)
-class KernelComparison:
+class KernelComparison(Shown):
     """The same model under two kernels.
 
     Attributes:
@@ -306,6 +307,10 @@ class KernelComparison:
     samples: int
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        sides = f"{self.first['label']} against {self.second['label']}"
+        return f"KernelComparison({sides}, {len(self.rows)} rows, {self.samples} samples; wrong in {len(self.faults())})"
 
     def verdicts(self) -> list[Verdict]:
         """Returns what each row means."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from tflite_qdebug.shown import Shown
+
 __all__ = ["Island", "Latency", "ModelTime", "OperatorTime"]
 
 
@@ -77,7 +79,7 @@ class Island:
 
 
 @dataclasses.dataclass(frozen=True)
-class Latency:
+class Latency(Shown):
     """What models and operators take.
 
     Attributes:
@@ -101,6 +103,10 @@ class Latency:
     how: str = ""
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        times = ", ".join(f"{model.name} {model.failure or f'{model.median:.3g} ms'}" for model in self.whole_models)
+        return f"Latency({times}; {len(self.timed)} operators)"
 
     def model(self, name: str) -> ModelTime | None:
         """Returns the whole model of that name."""

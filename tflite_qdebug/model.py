@@ -21,6 +21,8 @@ from tflite_qdebug import tf_private
 from tflite_qdebug.datasets import InputSpec
 from tflite_qdebug.errors import ModelError, OptionError, QDebugError, did_you_mean
 from tflite_qdebug.quantization import QuantizationParameters
+from tflite_qdebug.shown import Shown
+from tflite_qdebug.wording import byte_size
 
 __all__ = ["Model", "Operator", "Signature", "Subgraph", "Tensor", "read_model_bytes", "refuses_broken_models"]
 
@@ -182,7 +184,7 @@ def read_model_bytes(source: str | os.PathLike[str] | bytes | bytearray | memory
     return data
 
 
-class Model:
+class Model(Shown):
     """A ``.tflite`` model, read only.
 
     Attributes:
@@ -449,7 +451,7 @@ class Model:
         return list(self.main.nodes)
 
     def __repr__(self) -> str:
-        return f"Model({len(self.main.operators)} operators, {len(self.data)} bytes, sha256 {self.sha256[:12]})"
+        return f"Model({len(self.main.operators)} operators, {byte_size(len(self.data))}, sha256 {self.sha256[:12]})"
 
 
 def _vector(values: Any) -> Sequence[int]:

@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from tflite_qdebug.shown import Shown
+from tflite_qdebug.wording import byte_size, number
+
 __all__ = ["SPENDING", "UNITS", "Candidate", "Difference", "Measured", "Outcome", "Recipe"]
 
 #: What may be spent where integer operators alone do not reach the target.

@@ -15,6 +15,7 @@ import numpy as np
 
 from tflite_qdebug.errors import MissingPackageError, ModelError, OptionError, did_you_mean
 from tflite_qdebug.files import write_atomically
+from tflite_qdebug.shown import Shown
 from tflite_qdebug.statistics import TENSORFLOW_METRICS, ErrorStatistics
 
 __all__ = ["FORMAT_VERSION", "Layer", "Run", "load_record", "save_record"]
@@ -70,8 +71,11 @@ class Layer:
         """Reads what ``dataclasses.asdict`` gave."""
         return cls(**{**fields, "shape": tuple(fields["shape"])})
 
+    def __repr__(self) -> str:
+        return "Layer({!r}, {}, {} {})".format(self.node, self.op_name, self.dtype, list(self.shape))
 
-class Run:
+
+class Run(Shown):
     """What one run over a debug dataset measured.
 
     Attributes:
@@ -377,7 +381,13 @@ class Run:
         return load_record(path, cls.from_dict, "run", "is not a saved run")
 
     def __repr__(self) -> str:
-        return "Run({}, {} layers, {} samples)".format(self.verify, len(self.layers), self.statistics.samples)
+        counts = "{}, {} layers, {} samples".format(self.verify, len(self.layers), self.statistics.samples)
+        if not self.layers:
+            return "Run({})".format(counts)
+        criterion = self.default_criterion
+        worst = self.worst(criterion, 1)[0]
+        layer, value = self.layers[worst], self.numbers(criterion)[worst]
+        return "Run({}; worst {} {}, {} {:.3g})".format(counts, layer.op_name, layer.node.partition(";")[0], criterion, value)
 
 
 def _weighted(first: Any, second: Any, shares: List[int]) -> np.ndarray:

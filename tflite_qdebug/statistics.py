@@ -11,6 +11,7 @@ from typing import Any, Dict, Mapping, Optional, Sequence
 import numpy as np
 
 from tflite_qdebug.kernels import RELATIVE_COLUMNS, count_values
+from tflite_qdebug.shown import Shown
 
 __all__ = ["TENSORFLOW_METRICS", "ErrorStatistics", "Histogram", "SampleSums"]
 
@@ -255,7 +256,7 @@ def _unmeasured(sums: np.ndarray) -> np.ndarray:
     return np.repeat(np.where(present, np.nan, 0.0)[:, np.newaxis], RELATIVE_COLUMNS, axis=1)
 
 
-class Histogram:
+class Histogram(Shown):
     """Counts of values in bins whose width is a power of two and one of whose edges is zero; ``a + b`` is exact.
 
     When values outgrow the bins, the width doubles and neighbours are added up, which loses no count. Two histograms of

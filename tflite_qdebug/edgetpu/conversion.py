@@ -14,12 +14,14 @@ from tflite_qdebug.edit.edgetpu_forms import with_edgetpu_forms
 from tflite_qdebug.edit.static_shapes import with_static_shapes
 from tflite_qdebug.errors import ConversionError, ModelError
 from tflite_qdebug.model import Model
+from tflite_qdebug.shown import Shown
+from tflite_qdebug.wording import byte_size
 
 __all__ = ["EdgeTPUModel", "convert_for_edgetpu", "edgetpu_float_model"]
 
 
 @dataclasses.dataclass(frozen=True)
-class EdgeTPUModel:
+class EdgeTPUModel(Shown):
     """A model to be given to the compiler.
 
     Attributes:
@@ -46,6 +48,9 @@ class EdgeTPUModel:
             OutputError: Where it cannot be written.
         """
         self.quantized.save(path)
+
+    def __repr__(self) -> str:
+        return f"EdgeTPUModel({byte_size(len(self.data))}, {len(self.changes)} changes, {self.partition!r})"
 
 
 def edgetpu_float_model(source: Any, *, rewrite: bool = True) -> tuple[FloatModel, tuple[str, ...]]:

@@ -14,6 +14,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 from tflite_qdebug.errors import ModelError
 from tflite_qdebug.kernel_record import Difference
 from tflite_qdebug.record import load_record, save_record
+from tflite_qdebug.shown import Shown
 
 __all__ = ["VERDICTS", "DeviceComparison", "DeviceRow"]
 
@@ -115,7 +116,7 @@ class DeviceRow:
 
 
 @dataclasses.dataclass(frozen=True)
-class DeviceComparison:
+class DeviceComparison(Shown):
     """A device against the CPU.
 
     Attributes:
@@ -146,6 +147,11 @@ class DeviceComparison:
     outputs: Tuple[int, ...] = ()
     between: Optional[Tuple[int, int]] = None
     notes: Tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return "DeviceComparison({}, {} operators, {} samples; {})".format(
+            self.model, len(self.rows), self.samples, self.summary()[0]
+        )
 
     @property
     def first(self) -> Optional[DeviceRow]:

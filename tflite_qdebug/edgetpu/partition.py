@@ -16,6 +16,7 @@ from tflite_qdebug.edgetpu.op_versions import COMPILER_RELEASE
 from tflite_qdebug.edgetpu.rules import BLOCKED, DATA_TYPE, DYNAMIC, Rules, Verdict
 from tflite_qdebug.errors import ModelError, OptionError, completed, did_you_mean
 from tflite_qdebug.model import Model, Operator, refuses_broken_models
+from tflite_qdebug.shown import Shown
 from tflite_qdebug.wording import byte_size, shortened
 
 __all__ = [
@@ -72,7 +73,7 @@ class Placement:
 
 
 @dataclasses.dataclass(frozen=True)
-class Partition:
+class Partition(Shown):
     """What runs on the device, what on the CPU, and what passes between them.
 
     Of a model that the compiler refuses nothing is mapped; all but `mapped` then tells what would be, were that mended.
@@ -163,6 +164,10 @@ class Partition:
             streamed = f", {byte_size(self.streamed_bytes)} are sent for each sample" if self.streamed_bytes else ""
             lines.append(f"parameters of {byte_size(self.parameter_bytes)} {place[self.fits]}{streamed}")
         return (*lines, *self.notes)
+
+    def __repr__(self) -> str:
+        refused = ", refused as a whole" if self.refused else ""
+        return f"Partition({self.mapped} of {self.total} operators on the Edge TPU{refused})"
 
 
 @refuses_broken_models

@@ -14,6 +14,7 @@ from tflite_qdebug.errors import OptionError, completed
 from tflite_qdebug.findings import Advice, Diagnosis, Findings
 from tflite_qdebug.match import Graph
 from tflite_qdebug.model import Model, Operator, refuses_broken_models
+from tflite_qdebug.shown import Shown
 from tflite_qdebug.wording import percent, shortened
 
 __all__ = [
@@ -28,7 +29,7 @@ __all__ = [
 
 
 @dataclasses.dataclass(frozen=True)
-class FloatPrice:
+class FloatPrice(Shown):
     """What leaves the device where some nodes are kept float.
 
     Of a model that the compiler refuses as a whole, all counts are of what would map, were that mended.
@@ -103,6 +104,9 @@ class FloatPrice:
         name = shortened(self.nodes[0], name_width) + (f" and {len(self.nodes) - 1} more" if len(self.nodes) > 1 else "")
         share = "-" if math.isnan(self.lost_share) else percent(self.lost_share)
         return [name, str(self.lost), str(len(self.cut_off)), share, f"{self.left} of {self.total}", str(self.crossings_left)]
+
+    def __repr__(self) -> str:
+        return f"FloatPrice({', '.join(shortened(name, 40) for name in self.nodes)}: {self.words})"
 
 
 #: What stands above the columns of `FloatPrice.row`.

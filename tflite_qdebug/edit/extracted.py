@@ -22,6 +22,8 @@ from tflite_qdebug.edit.flatbuffer import drop_unused_tensors, pack, unpack
 from tflite_qdebug.edit.subgraphs import make_main, reachable_subgraphs, referenced_subgraphs, selected_signature
 from tflite_qdebug.errors import ModelError, OptionError, completed, did_you_mean
 from tflite_qdebug.model import Model, Operator, Subgraph, refuses_broken_models
+from tflite_qdebug.shown import Shown
+from tflite_qdebug.wording import byte_size
 
 __all__ = ["Cut", "Cuts", "extract", "extract_operator"]
 
@@ -32,7 +34,7 @@ Reference = str | int
 
 
 @dataclasses.dataclass(frozen=True)
-class Cut:
+class Cut(Shown):
     """Operators of a model as a model of their own.
 
     Attributes:
@@ -58,6 +60,9 @@ class Cut:
     output_names: tuple[str, ...]
     further_inputs: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Cut({self.name!r}, {len(self.operators)} operators, {byte_size(len(self.data))})"
 
 
 def extract(

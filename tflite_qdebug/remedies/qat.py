@@ -32,6 +32,7 @@ from tflite_qdebug.progress import track
 from tflite_qdebug.record import encoded
 from tflite_qdebug.remedies.annotation import Annotation, annotate, import_tfmot
 from tflite_qdebug.remedies.keras2 import as_tf_keras, import_tf_keras
+from tflite_qdebug.shown import Shown
 
 __all__ = ["QatResult", "train_quantization_aware"]
 
@@ -50,7 +51,7 @@ _SAME_SCALE = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "MAX_POOL_2D", 
 
 
 @dataclasses.dataclass(frozen=True)
-class QatResult:
+class QatResult(Shown):
     """A model trained quantization-aware.
 
     Attributes:

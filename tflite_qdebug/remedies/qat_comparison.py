@@ -14,6 +14,7 @@ from tflite_qdebug.errors import ModelError, OptionError
 from tflite_qdebug.record import Run
 from tflite_qdebug.remedies.annotation import LayerGraph, layer_of_node
 from tflite_qdebug.remedies.qat import QatResult
+from tflite_qdebug.shown import Shown
 from tflite_qdebug.wording import number
 
 __all__ = ["LayerRow", "QatComparison", "compare_training"]
@@ -49,7 +50,7 @@ class LayerRow:
 
 
 @dataclasses.dataclass(frozen=True)
-class QatComparison:
+class QatComparison(Shown):
     """What quantization-aware training brought.
 
     Attributes:
@@ -119,6 +120,9 @@ class QatComparison:
                     }
             layers.append(entry)
         return {"evaluation": self.evaluation.to_dict(), "layers_compared": layers, "notes": list(self.notes)}
+
+    def __repr__(self) -> str:
+        return f"QatComparison({self.verdict()}; {len(self.layers)} layers)"
 
 
 def compare_training(

@@ -41,6 +41,8 @@ from tflite_qdebug.remedies.spending import Spending
 from tflite_qdebug.remedies.target import Clause, Target, parse_target
 from tflite_qdebug.remedies.tuning import tune_ranges
 from tflite_qdebug.remedies.workshop import Base, Workshop, recipe_key
+from tflite_qdebug.shown import Shown
+from tflite_qdebug.wording import byte_size
 
 __all__ = ["SPENDING", "Fixed", "fix"]
 

@@ -12,7 +12,7 @@ from tflite_qdebug.analyses.diagnosis.thresholds import T
 from tflite_qdebug.findings import Findings, Score
 
 __all__ = [
-    "CLOSE_COSINE", "CLOSE_SQNR_DB", "OUTPUT_COSINE", "OUTPUT_SQNR_DB", "STANDARD_ERRORS", "TOLERATED_POINTS",
+    "CLOSE_COSINE", "CLOSE_SQNR_DB", "NO_FAULT", "OUTPUT_COSINE", "OUTPUT_SQNR_DB", "STANDARD_ERRORS", "TOLERATED_POINTS",
     "TOLERATED_SHARE", "Loss", "loss_of", "lossy_part",
 ]  # fmt: skip
 
@@ -51,17 +51,23 @@ class Loss:
     is_doubtful: bool = False
 
 
+#: What is said where nothing is known of the outputs, and no layer is suspect.
+NO_FAULT = "the layers show no fault"
+
+
 def loss_of(findings: Findings) -> Loss:
     """Returns what the model loses: by its task metric where that was measured, else by its outputs."""
     outputs = _output_figures(findings)
     scored = _score_loss(findings)
     if scored is not None:
         return dataclasses.replace(scored, evidence=(*scored.evidence, *outputs))
-    missing = ("judged by the error at the output alone; labelled samples (--evaluation-data) tell what it costs in accuracy",)
+    missing: tuple[str, ...] = (
+        "judged by the error at the output alone; labelled samples (--evaluation-data) tell what it costs in accuracy",
+    )
     worst = _worst_output(findings)
     if worst is None:
         note = "nothing tells what the model loses at its output; it is judged by its layers alone"
-        return Loss(False, "the layers show no fault", outputs, (note,))
+        return Loss(False, NO_FAULT, outputs, (note,))
     name, sqnr, cosine, is_probability = worst
     lossy = cosine < OUTPUT_COSINE if is_probability else sqnr < OUTPUT_SQNR_DB
     size = f"cosine {figure(cosine)}" if is_probability else f"{figure(sqnr)} dB SQNR"
@@ -69,7 +75,12 @@ def loss_of(findings: Findings) -> Loss:
     doubtful = not lossy and (cosine < CLOSE_COSINE if is_probability else sqnr < CLOSE_SQNR_DB)
     if doubtful:
         fidelity = "differs moderately from the float model's"
+    judged, samples = _judged_samples(findings)
     what = f"output {bare(name)} {fidelity} ({size})"
+    if judged < samples:
+        # The few samples may be the good ones: what they show is no verdict on the rest.
+        what += f" on the first {judged} of {samples} samples"
+        missing = (*missing, "the error at the output is of a few samples; all of them tell more (tflite-qdebug samples RUN)")
     if not math.isfinite(sqnr) and not sqnr > 0:
         return Loss(True, f"output {bare(name)} is NaN, infinite, or without any signal", outputs, missing)
     return Loss(lossy, what, outputs, missing, doubtful)
@@ -162,6 +173,14 @@ def _worst_output(findings: Findings) -> tuple[str, float, float, bool] | None:
         if not math.isnan(sqnr):  # else there is neither signal nor error, and nothing to lose
             judged.append((name, sqnr, cosine, _is_probability(findings, name)))
     return min(judged, key=lambda row: _margin(*row[1:]), default=None)
+
+
+def _judged_samples(findings: Findings) -> tuple[int, int]:
+    """Returns on how many samples the error at the output was measured, and how many the run has."""
+    run = findings.run
+    if findings.samples is not None:
+        return findings.samples.errors.samples, run.statistics.samples
+    return run.whole["quantized"].samples, run.statistics.samples
 
 
 def _margin(sqnr: float, cosine: float, is_probability: bool) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tflite_qdebug.analyses.diagnosis.causes import Cause, Context, bare, percent
 from tflite_qdebug.analyses.diagnosis.evidence import LayerEvidence, gather
-from tflite_qdebug.analyses.diagnosis.loss import Loss, loss_of, lossy_part
+from tflite_qdebug.analyses.diagnosis.loss import NO_FAULT, Loss, loss_of, lossy_part
 from tflite_qdebug.analyses.diagnosis.rules import INHERITED, RULES
 from tflite_qdebug.analyses.diagnosis.thresholds import T
 from tflite_qdebug.findings import Diagnosis, Findings, Suspect
@@ -155,7 +155,8 @@ def _verdict(loss: Loss, layers: Sequence[LayerEvidence], suspects: Sequence[Sus
     if not loss.is_lossy:
         others = len({suspect.node for suspect in suspects}) - 1
         more = f" and {others} more are" if others else " is"
-        return f"{where}{more} faulty; {loss.words}."
+        words = "what that costs at the output was not measured" if loss.words == NO_FAULT else loss.words
+        return f"{where}{more} faulty; {words}."
     shares = np.cumsum(sorted((entry.share for entry in layers), reverse=True))
     needed = int(np.searchsorted(shares, T.explained)) + 1
     share = layers[first.layer].share

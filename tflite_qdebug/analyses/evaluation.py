@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,14 +16,35 @@ from tflite_qdebug.errors import DatasetError, MetricError, OptionError, did_you
 from tflite_qdebug.interpreter import Interpreter
 from tflite_qdebug.model import Model, read_model_bytes
 from tflite_qdebug.progress import track
+from tflite_qdebug.shown import Shown
 from tflite_qdebug.wording import kilobytes, number
 
-__all__ = ["METRICS", "Evaluation", "ModelScore", "evaluate", "load_function", "task_functions", "task_value"]
+__all__ = [
+    "HEAD",
+    "METRICS",
+    "Evaluation",
+    "ModelScore",
+    "SampleScores",
+    "Scoring",
+    "evaluate",
+    "load_function",
+    "standard_error",
+    "task_functions",
+    "task_value",
+]
+
+#: So many of the first output's first values are brought back of each sample.
+HEAD = 4
 
 
 def _rank(outputs: Sequence[np.ndarray], label: Any) -> int:
     """Returns how many classes stand before the label's, where argmax would put the first of equals first."""
     scores = np.asarray(outputs[0]).reshape(-1)
+    if scores.size < 2:
+        raise DatasetError(
+            "accuracy takes a value for each class, and the model's first output has one value; give a metric of your own, "
+            "f(outputs, label) -> number, such as whether that value is above 0.5 where the label says so"
+        )
     number = np.asarray(label)
     if number.size != 1 or number.dtype.kind not in "iu":
         raise DatasetError(f"got label {label!r}, expected the whole number of a class, 0 to {scores.size - 1}")
@@ -72,7 +93,7 @@ class ModelScore:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Shown):
     """The scores of several models on the same samples.
 
     Attributes:
@@ -92,6 +113,12 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Returns plain data."""
         return dataclasses.asdict(self)
+
+    def __repr__(self) -> str:
+        def described(score: ModelScore) -> str:
+            return f"{score.name}: {', '.join(f'{name} {number(value)}' for name, value in score.metrics.items())}"
+
+        return f"Evaluation({self.samples} samples; {'; '.join(map(described, self.scores))})"
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Returns header and rows as text, with the differences from the first model."""
@@ -189,63 +216,151 @@ def evaluate(
     functions = task_functions(metrics)
     contents = {name: read_model_bytes(getattr(model, "data", model)) for name, model in models.items()}
     dataset = open_dataset(evaluation_dataset, Model(next(iter(contents.values()))).input_specs(), "evaluation dataset", limit)
-
-    # A delegate is for quantized models: a float one is the yardstick of what it does.
-    backends = [backend if _has_quantized(content) else backend.without_delegates for content in contents.values()]
-
-    def opened() -> list[Interpreter]:
-        return [own.open(content) for own, content in zip(backends, contents.values(), strict=True)]
-
-    def described(interpreters: list[Interpreter]) -> list[tuple[str, str, list[str]]]:
-        return [(f"{it.runtime} {it.version}", it.code, it.notes) for it in interpreters]
-
-    def measure(interpreters: list[Interpreter], sample: Any) -> np.ndarray:
-        label = sample.label
-        if label is None and any(function in METRICS.values() for function in functions.values()):
-            raise DatasetError(f"sample {sample.index} of the evaluation dataset has no label, which accuracy needs")
-        if label_offset:
-            label = label + label_offset
-        values = np.empty((len(interpreters), len(functions) + 1))
-        answer = None
-        for row, interpreter in enumerate(interpreters):
-            interpreter.invoke(sample.inputs)
-            outputs = interpreter.read_outputs(dequantized=True)
-            for column, (name, function) in enumerate(functions.items()):
-                values[row, column] = task_value(name, function, outputs, label, sample.index)
-            own = int(np.argmax(outputs[0]))
-            answer = own if answer is None else answer
-            values[row, -1] = own == answer
-        return values
-
     count = 0
     total = squared = np.zeros((len(contents), len(functions) + 1))
-    own = any(function not in METRICS.values() for function in functions.values())
-    workers = backend.pool(opened, "evaluating the models", finish=described, own_functions=own)
-    samples = track(dataset, "evaluating", dataset.length, progress)
-    if not workers.isolated:
-        samples = _tried(samples, opened, backend)
-    for values in map_samples(measure, workers, samples):
+    scoring = Scoring(contents, dataset, functions, label_offset, backend, progress)
+    for scores in scoring:
         count += 1
+        values = np.column_stack([scores.metrics, scores.answers == scores.answers[0]])
         total, squared = total + values, squared + values**2
     if not count:
         raise DatasetError("the evaluation dataset yielded no samples")
-    mean = total / count
-    deviation = np.sqrt(np.maximum(squared / count - mean**2, 0) / max(count - 1, 1))
-    interpreters = workers.finished[0]
-    notes = [f"{name}: {note}" for name, (_, _, notes) in zip(contents, interpreters, strict=True) for note in notes]
-    scores = [
+    mean, deviation = total / count, standard_error(total, squared, count)
+    rows = [
         ModelScore(
             name,
             len(content),
             dict(zip(functions, mean[row].tolist(), strict=False)),
             dict(zip(functions, deviation[row].tolist(), strict=False)),
             float(mean[row, -1]),
-            interpreters[row][1],
+            scoring.kernels[row],
         )
         for row, (name, content) in enumerate(contents.items())
     ]
-    notes = list(dict.fromkeys(notes + workers.notes))
-    return Evaluation(count, tuple(scores), dataset.description, interpreters[0][0], tuple(notes))
+    return Evaluation(count, tuple(rows), dataset.description, scoring.runtime, scoring.notes)
+
+
+def standard_error(total: np.ndarray, squared: np.ndarray, count: int) -> np.ndarray:
+    """Returns the standard error of means from sums and sums of squares over ``count`` samples."""
+    mean = total / count
+    return np.asarray(np.sqrt(np.maximum(squared / count - mean**2, 0) / max(count - 1, 1)))
+
+
+class SampleScores(NamedTuple):
+    """What several models gave on one sample.
+
+    Attributes:
+        sample: Its index.
+        metrics: ``(models, metrics)``.
+        answers: Where each model's first output is greatest, ``(models,)``.
+        values: That greatest value, ``(models,)``.
+        heads: The first `HEAD` values of each model's first output, ``(models, HEAD)``; NaN where it has fewer.
+        signal: Sum of squares of each of the first model's outputs, ``(outputs,)``; empty where errors were not asked for.
+        errors: Sum of squared differences from them, ``(models, outputs)``; NaN where an output is of another shape.
+    """
+
+    sample: int
+    metrics: np.ndarray
+    answers: np.ndarray
+    values: np.ndarray
+    heads: np.ndarray
+    signal: np.ndarray
+    errors: np.ndarray
+
+
+class Scoring:
+    """Runs several models on every sample of a dataset, once; iterate it for what each gave, in the order of the samples.
+
+    Attributes:
+        runtime: Package and version that ran them; known after the last sample, as the rest is.
+        kernels: The kernels that ran each model.
+        notes: What the reader must know.
+    """
+
+    def __init__(
+        self,
+        contents: Mapping[str, bytes],
+        dataset: Iterable[Any],
+        functions: Mapping[str, Callable[..., Any]],
+        label_offset: int = 0,
+        backend: Backend | None = None,
+        progress: bool | None = None,
+        errors: bool = False,
+    ) -> None:
+        """Opens nothing yet.
+
+        Args:
+            contents: ``{name: model}``.
+            dataset: Samples in the models' input order; an opened one, or anything with such samples.
+            functions: As `task_functions` returns them; none where only answers are wanted.
+            label_offset: Added to each label.
+            backend: Which code runs the models; delegates run the quantized ones.
+            progress: As in `progress.track`.
+            errors: Also measure how far outputs are from the first model's.
+        """
+        self._errors = errors
+        self._contents, self._dataset, self._functions = dict(contents), dataset, dict(functions)
+        self._label_offset, self._backend, self._progress = label_offset, backend or Backend(), progress
+        # A delegate is for quantized models: a float one is the yardstick of what it does.
+        plain = self._backend.without_delegates
+        self._backends = [self._backend if _has_quantized(content) else plain for content in self._contents.values()]
+        self.runtime = ""
+        self.kernels: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[SampleScores]:
+        own = any(function not in METRICS.values() for function in self._functions.values())
+        workers = self._backend.pool(self._opened, "evaluating the models", finish=_described, own_functions=own)
+        samples = track(self._dataset, "evaluating", getattr(self._dataset, "length", None), self._progress)
+        if not workers.isolated:
+            samples = _tried(samples, self._opened, self._backend)
+        yield from map_samples(self._measure, workers, samples)
+        described = workers.finished[0] if workers.finished else []
+        self.runtime = described[0][0] if described else ""
+        self.kernels = tuple(code for _, code, _ in described)
+        notes = [f"{name}: {note}" for name, (_, _, notes) in zip(self._contents, described, strict=False) for note in notes]
+        self.notes = tuple(dict.fromkeys(notes + workers.notes))
+
+    def _opened(self) -> list[Interpreter]:
+        return [own.open(content) for own, content in zip(self._backends, self._contents.values(), strict=True)]
+
+    def _measure(self, interpreters: list[Interpreter], sample: Any) -> SampleScores:
+        label = sample.label
+        if label is None and any(function in METRICS.values() for function in self._functions.values()):
+            raise DatasetError(f"sample {sample.index} of the evaluation dataset has no label, which accuracy needs")
+        if self._label_offset and label is not None:
+            label = label + self._label_offset
+        metrics = np.empty((len(interpreters), len(self._functions)))
+        answers, values = [], []
+        heads = np.full((len(interpreters), HEAD), np.nan)
+        reference: list[np.ndarray] = []
+        errors = np.zeros((len(interpreters), 0))
+        for row, interpreter in enumerate(interpreters):
+            interpreter.invoke(sample.inputs)
+            outputs = interpreter.read_outputs(dequantized=True)
+            for column, (name, function) in enumerate(self._functions.items()):
+                metrics[row, column] = task_value(name, function, outputs, label, sample.index)
+            first = np.real(outputs[0]).reshape(-1)
+            answers.append(int(np.argmax(first)))
+            values.append(float(first[answers[-1]]))
+            heads[row, : len(first[:HEAD])] = first[:HEAD]
+            if self._errors:
+                if not row:
+                    reference = [_wide(output) for output in outputs]
+                    errors = np.full((len(interpreters), len(reference)), np.nan)
+                for place, (output, exact) in enumerate(zip(map(_wide, outputs), reference, strict=False)):
+                    if output.shape == exact.shape:
+                        errors[row, place] = np.sum((output - exact) ** 2)
+        signal = np.array([np.sum(exact**2) for exact in reference])
+        return SampleScores(sample.index, metrics, np.array(answers), np.array(values), heads, signal, errors)
+
+
+def _wide(output: np.ndarray) -> np.ndarray:
+    return np.asarray(np.abs(output) if output.dtype.kind == "c" else output).astype(np.float64)
+
+
+def _described(interpreters: list[Interpreter]) -> list[tuple[str, str, list[str]]]:
+    return [(f"{it.runtime} {it.version}", it.code, it.notes) for it in interpreters]
 
 
 def _has_quantized(content: bytes) -> bool:

@@ -56,6 +56,13 @@ examples:
       --epochs 3 --output qat
   tflite-qdebug qat model.keras --layer conv2d_3 --layer 'model/conv2d_7/Relu…' --annotation-only
 """,
+""",
+    "ptq": """\
+examples:
+  tflite-qdebug ptq example --output ptq
+  tflite-qdebug ptq model.keras --representative-data calibration.npz --evaluation-data test.npz --output ptq
+  tflite-qdebug ptq saved_model/ --representative-data 'tfds:mnist?split=train[:100]&scale=0.0039' \\
+      --evaluation-data 'tfds:mnist?split=test&scale=0.0039' --form int8 --form full_integer_uint8 --output ptq
     "compare-kernels": """\
 examples:
   tflite-qdebug compare-kernels int8.tflite --debug-data debug.npz
@@ -256,6 +263,15 @@ def parser() -> argparse.ArgumentParser:
         ],
     )
     add(
+        "ptq",
+        "post-training quantization in all its forms: size, types, accuracy and predictions side by side",
+        [
+            *("model", "--representative-data", "--evaluation-data", "--form", "--metric", "--label-offset"),
+            *("--lower-is-better", "--class-names", "--predictions", "--limit", "ptq --seconds", "--calibration"),
+            *("--per-tensor", "--dense-per-tensor", *RUNNING, "--output"),
+        ],
+    )
+    add(
         "extract",
         "parts of a model as models of their own, tried on two kernels, down to the smallest part that fails",
         [
@@ -411,7 +427,22 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     # Here, so that --help needs none of it.
-    from tflite_qdebug.cli import analyses, bundle, demo, diff, edgetpu, explorer, extract, fix, gate, kernels, qat, runs, verbs
+    from tflite_qdebug.cli import (
+        analyses,
+        bundle,
+        demo,
+        diff,
+        edgetpu,
+        explorer,
+        extract,
+        fix,
+        gate,
+        kernels,
+        ptq,
+        qat,
+        runs,
+        verbs,
+    )
     from tflite_qdebug.cli.output import Screen
 
     verb = {
@@ -446,6 +477,7 @@ def _run(arguments: argparse.Namespace) -> int:
     }[arguments.verb]
     return verb(arguments, Screen(arguments.json)) or 0
 
+        "ptq": ptq.ptq,
 
 def _quieten() -> None:
     """Leaves TensorFlow's chatter out, unless the user asked for it by the usual variable."""

@@ -329,6 +329,25 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--per-tensor": {"action": "store_true", "help": "one scale for all channels of a weight"},
     "--dense-per-tensor": {"action": "store_true", "help": "the same for dense layers alone, as Edge TPUs need it"},
     "--calibration": {
+    "--form": {
+        "action": "append",
+        "metavar": "FORM",
+        "help": "form of the model to make, beside float; may be repeated. One of: dynamic_range, float16, int8 (float where "
+        "it must be), full_integer_uint8, full_integer_int8, int16x8 (default: all but the last)",
+    },
+    "--class-names": {"metavar": "FILE", "help": "text file with the name of each class in a line, as the outputs have them"},
+    "--predictions": {
+        "metavar": "N",
+        "type": int,
+        "default": 12,
+        "help": "draw the first N samples, and the first N on which a form answers otherwise than float (default: 12)",
+    },
+    "ptq --seconds": {
+        "metavar": "S",
+        "type": float,
+        "default": 1.0,
+        "help": "how long each model is timed; 0: not at all (default: 1)",
+    },
         "choices": ("tensorflow", "exposed"),
         "default": "tensorflow",
         "help": "TensorFlow's calibrator, or the exposed float model, which is faster (default: tensorflow)",
@@ -480,6 +499,7 @@ _DESTINATIONS = {"optional_model": "model", "model_or_run": "model", "converted 
 
 
 def add_options(parser: argparse.ArgumentParser, names: Iterable[str], **words: str) -> None:
+                 "ptq --seconds": "--seconds",
     """Adds options by their names; ``words`` fill the braces of their help."""
     for name in names:
         keywords = dict(_OPTIONS[name])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from tflite_qdebug.interpreter import Interpreter
 from tflite_qdebug.model import Model
 from tflite_qdebug.outcome import Difference, Measured
 from tflite_qdebug.output_error import REPLICATES, OutputErrors, Reference, softmax
+from tflite_qdebug.paired import sign_test
 from tflite_qdebug.progress import track
 from tflite_qdebug.quantization import QuantizationParameters
 
@@ -327,19 +327,6 @@ class _Tables:
         low, high = np.percentile(replicates / errors.weights[usable], ends) if errors.samples > 1 else (np.nan, np.nan)
         p_value = sign_test(int(self.better[position, column]), int(self.worse[position, column]))
         return Difference(float(value), float(low), float(high), p_value)
-
-
-def sign_test(better: int, worse: int) -> float:
-    """Returns the two-sided probability of so uneven a split of samples where neither model is better.
-
-    The exact sign test; for a metric that is 0 or 1 it is McNemar's exact test.
-    """
-    total, fewer = better + worse, min(better, worse)
-    if not total:
-        return 1.0
-    # In logarithms: 2**-n is nothing for a few thousand samples.
-    terms = [math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) for k in range(fewer + 1)]
-    return min(1.0, 2.0 * math.fsum(math.exp(term - total * math.log(2.0)) for term in terms))
 
 
 def _objective(sums: np.ndarray) -> np.ndarray:

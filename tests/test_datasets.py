@@ -351,6 +351,7 @@ def test_inputs_by_count_and_name(bad: Any, inputs: list[InputSpec], expected: s
             (1, 8, 6, 3),
             "the axes seem to be swapped (channels first), use np.transpose(array, (0, 2, 3, 1))",
         ),
+        ((3, 8, 6), (1, 8, 6, 3), "(channels first), use np.transpose(array, (1, 2, 0))"),
         ((1, 6, 8, 3), (1, 8, 6, 3), "the axes seem to be swapped, use np.transpose"),
         ((32, 8, 6, 3), (1, 8, 6, 3), "it seems to be a batch of 32"),
         ((32, 1, 8, 6, 3), (1, 8, 6, 3), "there is an axis of 32 in front"),
@@ -580,6 +581,14 @@ def test_damaged_npz(tmp_path: Path) -> None:
 def test_npz_with_pickled_objects(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", image=np.array([{}, {}], dtype=object))
     assert "cannot read 'image'" in error_of(tmp_path / "x.npz")
+
+
+def test_an_array_that_nobody_named_is_the_only_input(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", values())
+    found = list(opened(tmp_path / "x.npz"))
+    assert [sample.inputs[0].tobytes() for sample in found] == [row[np.newaxis].tobytes() for row in values()]
+    np.savez(tmp_path / "xy.npz", values(), LABELS)
+    assert "the model has no input 'arr_0'" in error_of(tmp_path / "xy.npz")
 
 
 def test_npz_of_another_name(tmp_path: Path) -> None:
@@ -914,12 +923,55 @@ def test_tf_data_length_and_batches(tf: Any) -> None:
     data = tf.data.Dataset.from_tensor_slices(values())
     assert opened(data).length == COUNT
     assert opened(data.filter(lambda _: True)).length is None
-    assert "it seems to be a batch of 4" in error_of(data.batch(4))
     with pytest.raises(DatasetError, match="the samples never end"):
         opened(data.repeat())
     assert len(list(opened(data.repeat(), limit=12))) == 12
     assert opened(data.repeat(), limit=12).length == 12
     assert "yielded no samples" in error_of(data.take(0))
+
+
+BATCHED: dict[str, Callable[[Any, Any], Any]] = {
+    "dynamic": lambda data, _: data.from_tensor_slices(values()).batch(4),
+    "static": lambda data, _: data.from_tensor_slices(values()).batch(COUNT, drop_remainder=True),
+    "by ones": lambda data, _: data.from_tensor_slices(values()).batch(1, drop_remainder=True),
+    "dicts": lambda data, _: data.from_tensor_slices({"image": values()}).batch(2),
+    "function": lambda data, _: lambda: data.from_tensor_slices(values()).batch(3),
+    "filtered": lambda data, tf: data.from_tensor_slices(values()).batch(2).filter(lambda batch: tf.size(batch) > 0),
+}
+
+
+@pytest.mark.parametrize("kind", BATCHED)
+def test_contract_batches_of_tf_data(kind: str, tf: Any) -> None:
+    """A training pipeline has batches; a model that is converted takes one sample."""
+    check_same_samples(opened(BATCHED[kind](tf.data.Dataset, tf)), labels=None)
+
+
+@pytest.mark.parametrize("batch", [0, 2, COUNT])
+@pytest.mark.parametrize("role", ["representative dataset", "debug dataset", "evaluation dataset", "training data"])
+def test_labelled_tf_data_serves_any_role(role: str, batch: int, tf: Any) -> None:
+    data = tf.data.Dataset.from_tensor_slices((values(), LABELS))
+    data = data.batch(batch) if batch else data
+    check_same_samples(opened(data, role=role), labels=LABELS)
+    check_same_samples(opened(lambda: data, role=role), labels=LABELS)
+
+
+def test_a_pair_of_tf_data_is_the_inputs_of_a_model_with_two(tf: Any) -> None:
+    pairs = tf.data.Dataset.from_tensor_slices((np.arange(6.0).reshape(3, 2), np.arange(9.0).reshape(3, 3)))
+    inputs = [spec((1, 2), np.dtype(np.float64), "a", "a"), spec((1, 3), np.dtype(np.float64), "b", "b")]
+    for data in (pairs, pairs.batch(2)):
+        samples = list(opened(data, inputs))
+        assert [sample.inputs[1].tolist() for sample in samples] == [[[0.0, 1.0, 2.0]], [[3.0, 4.0, 5.0]], [[6.0, 7.0, 8.0]]]
+        assert [sample.label for sample in samples] == [None] * 3
+    nested = tf.data.Dataset.zip((pairs, tf.data.Dataset.range(3))).batch(3)
+    assert [sample.label for sample in opened(nested, inputs)] == [0, 1, 2]
+
+
+def test_batches_that_the_model_takes_stay_together(tf: Any) -> None:
+    data = tf.data.Dataset.from_tensor_slices(values()).batch(2, drop_remainder=True)
+    assert [sample.inputs[0].shape for sample in opened(data, [spec((2, 8, 6, 3))])] == [(2, 8, 6, 3)] * 2
+    assert [sample.inputs[0].shape for sample in opened(data, [spec((-1, 8, 6, 3))])] == [(1, 8, 6, 3)] * 4
+    assert "got shape (2, 8, 6, 3), expected (1, 8, 7, 3)" not in error_of(data, [spec((1, 8, 7, 3))])
+    assert "got shape (8, 6, 3), expected (1, 8, 7, 3)" in error_of(data, [spec((1, 8, 7, 3))])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1086,7 +1138,7 @@ def test_no_file_of_the_package_imports_tensorflow() -> None:
     assert package is not None
     assert package.origin is not None
     files = list(Path(package.origin).parent.glob("*.py"))
-    assert len(files) == 8
+    assert len(files) == 9
     assert not [path.name for path in files if "import tensorflow" in path.read_text().replace("import tensorflow_data", "")]
 
 

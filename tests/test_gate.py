@@ -183,7 +183,12 @@ def test_a_metric_that_is_better_where_it_is_lower() -> None:
     assert only(check_gate(loss, max_drop="1%")).passed  # as if it had got better
     check = only(check_gate(loss, max_drop="1%", lower_is_better=True))
     assert not check.passed
-    assert "rose" in check.words
+    assert "rose by 0.5" in check.words
+    for metric, lower in (("mean_error", True), ("top_1", False)):
+        better = made.findings(scores=made.scores(0.5, 0.4 if lower else 0.6, metric))
+        check = only(check_gate(better, max_drop="1%", lower_is_better=lower))
+        assert check.passed
+        assert ("fell by 0.1" if lower else "rose by 0.1") in check.words
 
 
 @pytest.mark.parametrize("text", ["", "%", "half", "-1%", "nan", "inf", "1%%"])

@@ -158,6 +158,53 @@ def test_without_debug_data_the_representative_data_is_measured_and_that_is_note
     assert any("no value is clipped" in note for note in converter.study.findings.run.notes)
 
 
+def stacked(seed: int, count: int) -> np.ndarray:
+    return np.concatenate([inputs[0] for inputs in images(seed, count)])
+
+
+REPRESENTATIVE: dict[str, Callable[[Path], Any]] = {
+    "array": lambda folder: stacked(1, 24),
+    "list": lambda folder: images(1, 24),
+    "batches with labels": lambda folder: tf.data.Dataset.from_tensor_slices((stacked(1, 24), range(24))).batch(10),
+    "file": lambda folder: str(folder / "images.npy"),
+}
+
+
+@pytest.mark.parametrize("form", REPRESENTATIVE)
+def test_representative_data_of_any_form_gives_tensorflows_bytes(form: str, sound: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", stacked(1, 24))
+    with tf_private.captured_chatter():
+        expected = int8(tf.lite.TFLiteConverter.from_keras_model(sound)).convert()
+        given = REPRESENTATIVE[form](tmp_path)
+        converter = debugged(tflite_qdebug.TFLiteConverter.from_keras_model(sound), tmp_path / "runs")
+        converter.representative_dataset = given
+        assert converter.convert() == expected
+    assert converter.representative_dataset is given
+
+
+def test_data_of_any_form_serves_all_three(sound: Any, tmp_path: Path) -> None:
+    labels = [int(np.argmax(sound(inputs[0]))) for inputs in images(1, 24)]
+    batches = tf.data.Dataset.from_tensor_slices((stacked(1, 24), labels)).batch(10)
+    converter = tflite_qdebug.TFLiteConverter.from_keras_model(sound)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = converter.debug_dataset = converter.evaluation_dataset = batches
+    converter.debug_folder, converter.debug_backend, converter.debug_progress = tmp_path, BACKEND, False
+    with tf_private.captured_chatter():
+        converter.convert()
+    assert converter.study.findings.run.statistics.samples == 24
+    scores = converter.study.findings.scores
+    assert (scores.samples, scores.score("float").metrics["top_1"]) == (24, 1.0)
+
+
+def test_wrong_representative_data_leaves_the_converter_as_it_was(sound: Any, tmp_path: Path) -> None:
+    wrong = np.zeros((3, 4, 4, 4), np.float32)
+    converter = debugged(tflite_qdebug.TFLiteConverter.from_keras_model(sound), tmp_path)
+    converter.representative_dataset = wrong
+    with tf_private.captured_chatter(), pytest.raises(DatasetError, match=r"representative dataset, sample 0: .*got shape"):
+        converter.convert()
+    assert converter.representative_dataset is wrong
+
+
 def test_the_same_model_again_is_not_measured_again(sound: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with tf_private.captured_chatter():
         first = debugged(tflite_qdebug.TFLiteConverter.from_keras_model(sound), tmp_path).convert()

@@ -78,6 +78,7 @@ _EXPORTS = {
     "try_cuts": "analyses.cuts",
     "worst_samples": "analyses.samples",
     "Candidate": "outcome",
+    "tfx_rewriter": "rewriting",
     "Fixed": "remedies.search",
     "Outcome": "outcome",
     "Recipe": "outcome",

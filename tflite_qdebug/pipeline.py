@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from tflite_qdebug.errors import LimitError, OptionError, did_you_mean
 from tflite_qdebug.findings import Findings
 from tflite_qdebug.reports.gate import Check, Drop, check_gate
 from tflite_qdebug.reports.html import write_report
+from tflite_qdebug.shown import Shown
 from tflite_qdebug.study import Study
 from tflite_qdebug.wording import shortened
 
@@ -26,12 +28,13 @@ _log = logging.getLogger(__name__)
 _NAMED = 3
 
 
-class TFLiteConverter:
+class TFLiteConverter(Shown):
     """``tf.lite.TFLiteConverter``, whose ``convert`` also debugs what it has made.
 
     It is made by the same functions, has the same attributes, and returns the same bytes. To change the import is all that a
     script needs; what is beside is set like any other attribute, before ``convert``. Models that are not quantized are
-    converted and nothing else.
+    converted and nothing else. ``representative_dataset`` may also be any other form of data that `open_dataset` takes, such as
+    a ``tf.data.Dataset`` with labels, in batches; it is then checked sample by sample.
 
     Attributes:
         debug_dataset: What is measured, as `open_dataset` takes it. None: the representative dataset, which flatters the model
@@ -159,36 +162,50 @@ class TFLiteConverter:
             DatasetError: For wrong samples; like all errors after the conversion it carries the bytes as ``model``.
         """
         self.__dict__.update(study=None, report=None, checks=())
-        settings = tf_private.converter_settings(self.tensorflow_converter)
+        self.check()
+        settings, source = tf_private.converter_settings(self.tensorflow_converter), self._measured()
         debugged = settings.kind != "float"
-        source = self.debug_dataset if self.debug_dataset is not None else settings.representative_dataset
-        self._check_limits(debugged, source)
-        float_data = tf_private.convert_to_float(self.tensorflow_converter) if debugged and source is not None else None
-        data = bytes(self.tensorflow_converter.convert())
-        if float_data is None:
+        with _callable_dataset(self.tensorflow_converter) as fit:
+            float_model = None
+            if debugged and source is not None:
+                float_model = FloatModel(tf_private.convert_to_float(self.tensorflow_converter), "converter", settings)
+                fit(float_model)
+            data = bytes(self.tensorflow_converter.convert())
+        if float_model is None:
             if debugged:
                 _log.warning("the model is not debugged: it is of kind %s, and there is no debug_dataset", settings.kind)
             return data
         try:
-            self._debug(FloatModel(float_data, "converter", settings), data, source)
+            self._debug(float_model, data, source)
         except Exception as error:
             error.model = data  # type: ignore[attr-defined]
             raise
         return data
 
-    def _check_limits(self, debugged: bool, source: Any) -> None:
+    def check(self) -> None:
+        """Checks, as `convert` does before it converts, that the limits can be held against something.
+
+        Raises:
+            OptionError: For limits without the data that they need, or of a model that is not quantized.
+        """
         limits = {"max_accuracy_drop": self.max_accuracy_drop, "min_output_sqnr_db": self.min_output_sqnr_db}
         given = [name for name, value in limits.items() if value is not None]
         if not given:
             return
-        if not debugged:
+        if tf_private.converter_settings(self.tensorflow_converter).kind == "float":
             raise OptionError(f"got {' and '.join(given)}, and a converter without optimizations, whose model is float")
-        if source is None:
+        if self._measured() is None:
             raise OptionError(f"got {' and '.join(given)}, but neither debug_dataset nor representative_dataset to measure on")
         if self.max_accuracy_drop is not None:
             Drop.parse(self.max_accuracy_drop)
             if self.evaluation_dataset is None:
                 raise OptionError("got max_accuracy_drop without evaluation_dataset: samples (inputs, label), which it needs")
+
+    def _measured(self) -> Any:
+        """Returns the dataset that is measured, as it was given; None where there is none."""
+        if self.debug_dataset is not None:
+            return self.debug_dataset
+        return tf_private.converter_settings(self.tensorflow_converter).representative_dataset
 
     def _debug(self, float_model: FloatModel, data: bytes, source: Any) -> None:
         folder = Path(self.debug_folder) / hashlib.sha256(data).hexdigest()[:12]
@@ -245,6 +262,29 @@ class TFLiteConverter:
         kind = tf_private.converter_settings(self.tensorflow_converter).kind
         found = "" if self.study is None else f", {self.study!r}"
         return f"TFLiteConverter({kind}{found})"
+
+
+@contextmanager
+def _callable_dataset(converter: Any) -> Iterator[Callable[[FloatModel], None]]:
+    """Stands a function in for a representative dataset of a form that TensorFlow does not take, for the time of a conversion.
+
+    Yields:
+        What makes the function, once the float model tells which inputs there are; it does nothing where TensorFlow takes the
+        dataset as it is.
+    """
+    given = converter.representative_dataset
+    if given is None or callable(given) or hasattr(given, "input_gen"):
+        yield lambda float_model: None
+        return
+
+    def fit(float_model: FloatModel) -> None:
+        converter.representative_dataset = lambda: float_model.calibration_samples(given, progress=False)
+
+    converter.representative_dataset = lambda: iter(())  # the first conversion reads none of it
+    try:
+        yield fit
+    finally:
+        converter.representative_dataset = given
 
 
 def _blamed(findings: Findings) -> str:

@@ -6,10 +6,11 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
+from tflite_qdebug.datasets.calling import Function, call, option_function
 from tflite_qdebug.datasets.files import parse_labels, read_rows
 from tflite_qdebug.datasets.samples import Element, InputSpec, count_error
 from tflite_qdebug.datasets.sources import Source
@@ -49,6 +50,7 @@ class PixelOptions:
         offset: What is added after scaling; None is 0.
         mode: ``L``, ``RGB`` or ``RGBA``; None derives it from the model's number of channels.
         resample: Pillow's name of the filter for resizing.
+        preprocess: What is made of each array after all that; None leaves it.
     """
 
     size: Optional[Tuple[int, int]] = None
@@ -56,9 +58,12 @@ class PixelOptions:
     offset: Optional[float] = None
     mode: Optional[str] = None
     resample: str = "bilinear"
+    preprocess: Optional[Callable[[Any], Any]] = None
 
     @classmethod
-    def parse(cls, size: Size, scale: Number, offset: Number, mode: Optional[str], resample: str) -> PixelOptions:
+    def parse(
+        cls, size: Size, scale: Number, offset: Number, mode: Optional[str], resample: str, preprocess: Function = None
+    ) -> PixelOptions:
         """Checks the options as they stand in a call or in a query string.
 
         Raises:
@@ -69,7 +74,14 @@ class PixelOptions:
         if resample not in RESAMPLING:
             hint = did_you_mean(resample, RESAMPLING)
             raise OptionError(f"unknown resample {resample!r}, expected one of {list(RESAMPLING)}.{hint}")
-        return cls(_parse_size(size), _parse_number("scale", scale), _parse_number("offset", offset), mode, resample)
+        return cls(
+            _parse_size(size),
+            _parse_number("scale", scale),
+            _parse_number("offset", offset),
+            mode,
+            resample,
+            option_function("preprocess", preprocess, "a function of an array that returns an array"),
+        )
 
     def convert(self, picture: Any, spec: InputSpec) -> Array:
         """Turns an opened Pillow image into an array of shape (height, width, channels), or (height, width).
@@ -107,6 +119,14 @@ class PixelOptions:
             return pixels  # a model of raw pixels
         scale = np.float32(1 if self.scale is None else self.scale)
         return pixels.astype(np.float32) * scale + np.float32(self.offset or 0)
+
+    def preprocessed(self, array: Any) -> Any:
+        """Returns what the user's function makes of an input, on a copy of its own, as Keras's functions write into it.
+
+        Raises:
+            DatasetError: The function raised.
+        """
+        return array if self.preprocess is None else call("preprocess", self.preprocess, np.array(array))
 
 
 def _takes_float(spec: InputSpec) -> bool:
@@ -196,7 +216,9 @@ class ImageSource(Source):
         """Yields the samples, see :meth:`Source.read`."""
         spec = single_input(inputs)
         for position, path in enumerate(self._paths):
-            yield Element([self._load(path, spec)], None if self._labels is None else self._labels[position])
+            yield Element(
+                [self._options.preprocessed(self._load(path, spec))], None if self._labels is None else self._labels[position]
+            )
 
     def _load(self, path: Path, spec: InputSpec) -> Array:
         try:
@@ -249,6 +271,7 @@ def from_images(
     offset: Number = None,
     mode: Optional[str] = None,
     resample: str = "bilinear",
+    preprocess: Function = None,
 ) -> Source:
     """Takes a folder of png, jpg, jpeg or bmp files as samples; ``images:FOLDER?size=...`` as a string.
 
@@ -264,6 +287,8 @@ def from_images(
         offset: Added after scaling, 0 if None.
         mode: ``L``, ``RGB`` or ``RGBA``; by default what the model's number of channels asks for.
         resample: ``nearest``, ``box``, ``bilinear``, ``hamming``, ``bicubic`` or ``lanczos``.
+        preprocess: A function, or ``module:function``, that is given each image after all that, as float32 (height, width,
+            channels), and returns the input, such as ``preprocess_input`` of a Keras application.
 
     Returns:
         A source for :func:`open_dataset`.
@@ -273,6 +298,6 @@ def from_images(
         OptionError: An option means nothing here.
         MissingPackageError: Pillow is not installed.
     """
-    options = PixelOptions.parse(size, scale, offset, mode, resample)
+    options = PixelOptions.parse(size, scale, offset, mode, resample, preprocess)
     pillow()
     return ImageSource(Path(folder).expanduser(), options)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import re
-import sys
 import urllib.parse
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
+from tflite_qdebug.datasets.calling import FUNCTION, import_function
 from tflite_qdebug.datasets.files import FolderSource, open_npy, open_npz
 from tflite_qdebug.datasets.images import from_images
 from tflite_qdebug.datasets.samples import InputSpec, Labels, Sample, as_array, check_inputs, split_element
@@ -27,16 +25,17 @@ from tflite_qdebug.datasets.sources import (
 )
 from tflite_qdebug.datasets.tfds import from_tfds
 from tflite_qdebug.errors import DatasetError, NoSampleError, OptionError, QDebugError, did_you_mean
+from tflite_qdebug.shown import Shown
 
-IMAGE_OPTIONS = ("size", "scale", "offset", "mode", "resample")
-TFDS_OPTIONS = ("split", "data_dir", "image", "label", *IMAGE_OPTIONS)
+IMAGE_OPTIONS = ("size", "scale", "offset", "mode", "resample", "preprocess")
+TFDS_OPTIONS = ("split", "data_dir", "image", "label", "map", *IMAGE_OPTIONS)
 FORMS = (
     "a function that returns samples, a list of samples, an array or dict of arrays, a tf.data.Dataset, x.npz, x.npy,"
     " a folder of <input>/<n>.npy or of images, images:FOLDER?size=..., tfds:NAME?split=..., module:function"
 )
 
 
-class Dataset:
+class Dataset(Shown):
     """Samples that were checked against a model's inputs; can be iterated again unless made of a one-shot iterator.
 
     Sources are read lazily, one sample at a time, and every sample is checked when its turn comes. Made by
@@ -69,7 +68,7 @@ class Dataset:
         self.signature = signature
         self.labels = labels
         self.skip_others = skip_others
-        self.source = source
+        self.source = source = source.fitted(self.inputs)
         known = [count for count in (source.length, limit) if count is not None]
         self.length = min(known) if source.length is not None or _is_infinite(source) else None
 
@@ -83,28 +82,30 @@ class Dataset:
         return f"{self.source.description} ({part}{_samples(total if part and total else self.length)})"
 
     def __repr__(self) -> str:
-        return f"<{self.role}: {self.description}>"
+        inputs = ", ".join(f"{spec.name} {spec.shape}" for spec in self.inputs)
+        return f"<{self.role}: {self.description}; {inputs}>"
 
     def __iter__(self) -> Iterator[Sample]:
         count = 0
         seen: Dict[str, None] = {}
-        for element, add_batch in self._elements():
+        for element, source in self._elements():
             with _located(f"{self.role}, sample {count}: "):
-                values, label, signature = split_element(element, self.inputs, self.labels)
+                labels = self.labels or source.labels
+                values, label, signature = split_element(element, self.inputs, labels)
                 if self.skip_others and signature not in (None, self.signature):
                     continue
                 self._check_signature(signature, seen)
-                arrays = check_inputs(values, self.inputs, add_batch, self.labels)
+                arrays = check_inputs(values, self.inputs, source.add_batch, labels)
             yield Sample(count, arrays, label, signature or self.signature)
             count += 1
         if not count:
             raise NoSampleError(f"{self.role}: {self.source.description} has no sample for the signature {self.signature!r}")
         self.length = count
 
-    def _elements(self) -> Iterator[Tuple[Any, bool]]:
-        """Yields what the source reads, up to the limit; its errors and the user's come out as DatasetError."""
+    def _elements(self) -> Iterator[Tuple[Any, Source]]:
+        """Yields what the source reads, up to the limit, and the source; its errors and the user's come out as DatasetError."""
         with self._reading(0):
-            source = self.source.start()
+            source = self.source.start().fitted(self.inputs)
             if _is_infinite(source) and self.limit is None:
                 raise DatasetError("the samples never end (repeat()), give a limit")
             elements = source.read(self.inputs)
@@ -117,7 +118,7 @@ class Dataset:
                         element = next(elements)
                     except StopIteration:
                         break
-                yield element, source.add_batch
+                yield element, source
                 count += 1
         finally:
             if hasattr(elements, "close"):
@@ -192,10 +193,12 @@ def open_dataset(
             - an array of shape (samples, ...) for a model with one input, or a dict of them by input, with ``labels``
               or ``label`` if wanted; a batch axis of 1 is added where the model has it;
             - a generator object or another one-shot iterator, for a single pass;
-            - a ``tf.data.Dataset``, batched by 1 or not batched;
+            - a ``tf.data.Dataset``; its batches are taken apart, unless the model takes batches of that size, and its pairs are
+              ``(inputs, label)`` for any role, where they cannot be the inputs;
             - a path or string: ``x.npz``, ``x.npy``, a folder of ``<input>/<n>.npy``, a folder of images,
               ``images:FOLDER?size=224x224&scale=0.00784&offset=-1&mode=RGB&resample=bilinear`` (see
-              :func:`from_images`), ``tfds:NAME?split=test[:100]&data_dir=...`` (see :func:`from_tfds`), or
+              :func:`from_images`), ``tfds:NAME?split=test[:100]&data_dir=...`` (see :func:`from_tfds`), both with
+              ``preprocess=module:function``, or
               ``module:function``;
             - what :func:`from_images` or :func:`from_tfds` returned, or an opened Dataset, checked anew.
         inputs: The model's inputs, in its order.
@@ -282,8 +285,8 @@ def _parse(text: str) -> Source:
         return FolderSource(path) if FolderSource.recognizes(path) else from_images(path)
     if path.is_file():
         return _open_file(path)
-    if re.match(r"[^\W\d][\w.]*:[^\W\d][\w.]*$", text):
-        return FunctionSource(_import_function(text), _as_source)
+    if FUNCTION.match(text):
+        return FunctionSource(import_function(text), _as_source)
     raise DatasetError(f"there is no file or folder {text!r}, expected {FORMS}")
 
 
@@ -309,27 +312,3 @@ def _query(text: str, known: Sequence[str], form: str) -> Tuple[str, Dict[str, A
     if not name:
         raise OptionError(f"{form} lacks a name, expected {form}NAME?option=value&...")
     return name, options
-
-
-def _import_function(text: str) -> Callable[[], Any]:
-    """Imports ``module:function``; modules in the working directory are found as ``python -m`` would find them."""
-    module_name, _, path = text.partition(":")
-    added = os.getcwd() not in sys.path and "" not in sys.path
-    if added:
-        sys.path.insert(0, os.getcwd())
-    try:
-        value: Any = importlib.import_module(module_name)
-    except Exception as error:  # the module's own code runs here, and may raise anything
-        raise OptionError(f"{text}: importing {module_name} failed with {type(error).__name__}: {error}") from error
-    finally:
-        if added and os.getcwd() in sys.path:
-            sys.path.remove(os.getcwd())
-    for part in path.split("."):
-        if not hasattr(value, part):
-            names: List[str] = [name for name in vars(value) if callable(getattr(value, name, None))]
-            raise OptionError(f"{module_name} has no function {path!r}.{did_you_mean(part, names)}")
-        value = getattr(value, part)
-    if not callable(value):
-        raise OptionError(f"{text} is a {type(value).__name__}, expected a function that returns samples")
-    function: Callable[[], Any] = value
-    return function

@@ -287,6 +287,8 @@ def _shape_hint(shape: Tuple[int, ...], spec: InputSpec, inputs: Sequence[InputS
             return f"it would fit the input {other.title!r}: are the inputs in the model's order, {order}?"
     if len(shape) == 4 and _fits((shape[0], shape[2], shape[3], shape[1]), expected):
         return "the axes seem to be swapped (channels first), use np.transpose(array, (0, 2, 3, 1))"
+    if len(shape) == 3 and _lacks_batch((shape[1], shape[2], shape[0]), expected):
+        return "the axes seem to be swapped (channels first), use np.transpose(array, (1, 2, 0))"
     if len(shape) == len(expected) and -1 not in expected and sorted(shape) == sorted(expected):
         return "the axes seem to be swapped, use np.transpose"
     if len(shape) == len(expected) and shape and _fits(shape[1:], expected[1:]):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import types
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Mapping, Optional, Sequence, Sized
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, List, Mapping, Optional, Sequence, Sized
 
 import numpy as np
 
-from tflite_qdebug.datasets.samples import Element, InputSpec, as_array, label_key
+from tflite_qdebug.datasets.samples import Element, InputSpec, Labels, as_array, label_key
 from tflite_qdebug.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -23,14 +23,20 @@ class Source(ABC):
         length: Number of samples, or None if only reading tells.
         add_batch: Whether its arrays get a leading batch axis where just that is missing. True for what is stored
             sample by sample (arrays, files, ``tf.data``); False for what a user wrote for a model, which must fit.
+        labels: How a tuple is read where nobody said it, as `split_element` takes it.
     """
 
     description: str = "samples"
     length: Optional[int] = None
     add_batch: bool = False
+    labels: Labels = False
 
     def start(self) -> Source:
         """Returns what to read in the pass that begins: the source itself, unless a call has to make it."""
+        return self
+
+    def fitted(self, inputs: Sequence[InputSpec]) -> Source:
+        """Returns the source as it is read for a model with these inputs: itself, unless it holds batches."""
         return self
 
     @abstractmethod
@@ -136,8 +142,14 @@ class ArraySource(Source):
             yield Element([np.asarray(self._array[index])])
 
 
+_UNNAMED = "arr_0"
+
+
 class TableSource(Source):
-    """Arrays of shape (samples, ...) by input, and ``labels`` or ``label`` if wanted."""
+    """Arrays of shape (samples, ...) by input, and ``labels`` or ``label`` if wanted.
+
+    An array that nobody named, which numpy calls ``arr_0`` in a file, is the input of a model that has one.
+    """
 
     add_batch = True
 
@@ -152,16 +164,23 @@ class TableSource(Source):
     def read(self, inputs: Sequence[InputSpec]) -> Iterator[Any]:
         """Yields the samples, see :meth:`Source.read`."""
         key = label_key(self._columns, inputs)
+        columns = {name: column for name, column in self._columns.items() if name != key}
+        if list(columns) == [_UNNAMED] and len(inputs) == 1 and _UNNAMED not in (inputs[0].name, inputs[0].title):
+            columns = {inputs[0].name: columns[_UNNAMED]}
         for index in range(self.length or 0):
-            row = {name: column[index] for name, column in self._columns.items()}
-            label = None if key is None else row.pop(key)
-            yield Element(row, label)
+            label = None if key is None else self._columns[key][index]
+            yield Element({name: column[index] for name, column in columns.items()}, label)
 
 
 class TfDataSource(Source):
-    """A ``tf.data.Dataset``, recognized by its methods: whoever hands us one has imported TensorFlow already."""
+    """A ``tf.data.Dataset``, recognized by its methods: whoever hands us one has imported TensorFlow already.
+
+    Its pairs are ``(inputs, label)``, as Keras has them, where they cannot be the inputs; its batches are taken apart for a
+    model that takes one sample at a time.
+    """
 
     add_batch = True
+    labels = "auto"
 
     def __init__(self, dataset: Any, description: str = "tf.data") -> None:
         self.description = description
@@ -169,6 +188,12 @@ class TfDataSource(Source):
         count = int(dataset.cardinality()) if hasattr(dataset, "cardinality") else -2
         self.infinite = count == -1
         self.length = count if count >= 0 else None
+
+    def fitted(self, inputs: Sequence[InputSpec]) -> Source:
+        """Returns the samples one by one, see :meth:`Source.fitted`."""
+        if not _in_batches(self._dataset.element_spec, inputs):
+            return self
+        return TfDataSource(self._dataset.unbatch(), self.description)
 
     @staticmethod
     def recognizes(candidate: Any) -> bool:
@@ -178,3 +203,24 @@ class TfDataSource(Source):
     def read(self, inputs: Sequence[InputSpec]) -> Iterator[Any]:
         """Yields the samples, see :meth:`Source.read`."""
         return iter(self._dataset.as_numpy_iterator())
+
+
+def _in_batches(element: Any, inputs: Sequence[InputSpec]) -> bool:
+    """Tells whether elements are batches of what the model takes one by one: all have one axis more than a sample."""
+    shapes: List[Any] = [getattr(leaf, "shape", None) for leaf in _leaves(element)]
+    if not inputs or not shapes or any(shape is None or not shape.rank for shape in shapes):
+        return False
+    if any(not spec.shape or spec.shape[0] not in (1, -1) for spec in inputs):
+        return False  # a model for batches of a size of its own, or without any
+    most = max(len(spec.shape) for spec in inputs)
+    return max(len(shape) for shape in shapes) == most and any(shape[0] != 1 for shape in shapes)
+
+
+def _leaves(element: Any) -> Iterator[Any]:
+    if isinstance(element, Mapping):
+        element = tuple(element.values())
+    if not isinstance(element, (list, tuple)):
+        yield element
+        return
+    for part in element:
+        yield from _leaves(part)

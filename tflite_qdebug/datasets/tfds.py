@@ -7,12 +7,13 @@ import importlib
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
+from tflite_qdebug.datasets.calling import Function, call, option_function
 from tflite_qdebug.datasets.images import Number, PixelOptions, Size, image_layout, pillow
-from tflite_qdebug.datasets.samples import Element, InputSpec
+from tflite_qdebug.datasets.samples import LABEL_KEYS, Element, InputSpec, split_element
 from tflite_qdebug.datasets.sources import Source
 from tflite_qdebug.errors import DatasetError, MissingPackageError, OptionError, did_you_mean
 
@@ -38,28 +39,59 @@ class TfdsSource(Source):
 
     add_batch = True
 
-    def __init__(self, builder: Any, split: str, image: Optional[str], label: Optional[str], options: PixelOptions):
+    def __init__(
+        self,
+        builder: Any,
+        split: str,
+        image: Any,
+        label: Optional[str],
+        options: PixelOptions,
+        mapping: Optional[Callable[[Any], Any]] = None,
+    ):
         self.description = f"tfds:{builder.info.full_name} split {split}"
         self._builder = builder
         self._split = split
         self._image = image
         self._label = label
         self._options = options
+        self._map = mapping
         self.length = _split_length(builder, split)
 
     def read(self, inputs: Sequence[InputSpec]) -> Iterator[Any]:
         """Yields the samples, see :meth:`Source.read`."""
         for features in _read_split(self._builder, self._split).as_numpy_iterator():
-            yield Element(self._values(features, inputs), None if self._label is None else features[self._label])
+            label = None if self._label is None else features[self._label]
+            if self._map is None:
+                values = self._values(features, inputs)
+            else:
+                made, own, _ = split_element(call("map", self._map, features), inputs, "auto")
+                values, label = _by_title(made, inputs), label if own is None else own
+            titles = {name: spec for spec in inputs for name in (spec.name, spec.title)}
+            yield Element({name: self._convert(value, titles.get(name)) for name, value in values.items()}, label)
 
     def _values(self, features: Dict[str, Any], inputs: Sequence[InputSpec]) -> Dict[str, Any]:
         """The model's inputs: the image feature for a single input, else the features that are called like them."""
-        if len(inputs) == 1 and self._image is not None:
-            return {inputs[0].title: self._convert(features[self._image], inputs[0])}
-        names = {name: spec for spec in inputs for name in (spec.name, spec.title)}
-        return {name: self._convert(features[name], names[name]) for name in names if name in features}
+        if len(inputs) == 1 and isinstance(self._image, str):
+            return {inputs[0].title: features[self._image]}
+        # By the names that the supervised keys give them, or their own.
+        called = self._image if isinstance(self._image, dict) else {}
+        found: Dict[str, Any] = {}
+        for spec in inputs:
+            feature = next((name for name in (spec.title, spec.name) if name in called or name in features), None)
+            if feature is None:
+                raise DatasetError(
+                    f"the model's input {spec.title!r} is no feature of {self.description}, which has {list(features)}; "
+                    + ("say which with image=FEATURE, or " if len(inputs) == 1 else "")
+                    + "give map=module:function, which is given the features and returns the inputs by name"
+                )
+            found[spec.title] = features[called.get(feature, feature)]
+        return found
 
-    def _convert(self, value: Any, spec: InputSpec) -> Any:
+    def _convert(self, value: Any, spec: Optional[InputSpec]) -> Any:
+        """What the options make of one value; of one that no input is called like, nothing: the check will say so."""
+        return value if spec is None else self._options.preprocessed(self._scaled(value, spec))
+
+    def _scaled(self, value: Any, spec: InputSpec) -> Any:
         """Pixels go through the options; other features only if these were given, as nothing is cast unasked."""
         options = self._options
         if not isinstance(value, np.ndarray) or value.ndim != 3 or value.dtype != np.uint8:
@@ -72,6 +104,24 @@ class TfdsSource(Source):
         if options.mode is None and all(want in (-1, got) for got, want in zip(value.shape, wanted)):
             return options.scaled(value, spec)  # the usual case needs no Pillow
         return options.convert(pillow().fromarray(value[..., 0] if value.shape[2] == 1 else value), spec)
+
+
+def _by_title(made: Any, inputs: Sequence[InputSpec]) -> Dict[str, Any]:
+    """Returns what the user's ``map`` has made by the names of the inputs; one array is that of a model with one input.
+
+    Raises:
+        DatasetError: Several arrays came without names.
+    """
+    if isinstance(made, Mapping):
+        return dict(made)
+    if isinstance(made, (list, tuple)) and len(made) == 1 and len(inputs) == 1:
+        made = made[0]
+    if isinstance(made, (list, tuple)) or len(inputs) != 1:
+        raise DatasetError(
+            f"map: the function returned a {type(made).__name__}, expected a dict of arrays by input, "
+            f"{[spec.title for spec in inputs]}, or the pair of it and a label"
+        )
+    return {inputs[0].title: made}
 
 
 def _read_split(builder: Any, split: str) -> Any:
@@ -133,13 +183,19 @@ def _absent(name: str, dataset: str, data_dir: Path) -> str:
     )
 
 
-def _feature(builder: Any, option: str, name: Optional[str], position: int) -> Optional[str]:
-    """Checks the feature that was asked for, or takes the supervised one."""
+def _feature(builder: Any, option: str, name: Optional[str], position: int) -> Any:
+    """Checks the feature that was asked for, or takes the supervised one: for several inputs a dict of them by input.
+
+    Without supervised keys, a feature called ``label`` or ``labels`` is the label.
+    """
     known = list(builder.info.features)
     supervised = builder.info.supervised_keys
     if name is None:
         default = supervised[position] if supervised else None
-        return default if isinstance(default, str) else None
+        if option == "label":
+            fallback = next((key for key in LABEL_KEYS if key in known), None)
+            return default if isinstance(default, str) else fallback if supervised is None else None
+        return default if isinstance(default, (str, dict)) else None
     if name not in known:
         hint = did_you_mean(name, known)
         raise OptionError(f"{option}={name}: {builder.info.full_name} has no such feature, it has {known}.{hint}")
@@ -157,6 +213,8 @@ def from_tfds(
     offset: Number = None,
     mode: Optional[str] = None,
     resample: str = "bilinear",
+    preprocess: Function = None,
+    map: Function = None,  # noqa: A002 - as tf.data calls it
 ) -> Source:
     """Takes a dataset prepared by TensorFlow Datasets; ``tfds:NAME?split=test[:100]&...`` as a string.
 
@@ -165,14 +223,18 @@ def from_tfds(
         split: As TensorFlow Datasets writes it, e.g. ``test[:100]``; may be left out if there is only one.
         data_dir: Where datasets are prepared; by default ``TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
         image: The feature that is the model's input, by default the supervised one. A model with several inputs takes
-            the features that are called as they are.
-        label: The feature that is the label, by default the supervised one.
+            the features that are called as they are, or those that the supervised keys name for them.
+        label: The feature that is the label, by default the supervised one; without supervised keys one called ``label``.
         size: For uint8 images, as in :func:`from_images`, and so are ``mode`` and ``resample``.
         scale: ``value * scale + offset`` in float32. Images become float32 in any case (see :func:`from_images`), other
             features only if scale or offset is given.
         offset: See ``scale``.
         mode: See ``size``.
         resample: See ``size``.
+        preprocess: A function, or ``module:function``, that is given each input after all that, and returns it, such as
+            ``preprocess_input`` of a Keras application.
+        map: A function, or ``module:function``, that is given an example's features, a dict of numpy arrays, before all that,
+            and returns the inputs by name, or the array of a single input, or the pair of these and a label.
 
     Returns:
         A source for :func:`open_dataset`.
@@ -182,7 +244,8 @@ def from_tfds(
         OptionError: No such split or feature, or an option means nothing here.
         MissingPackageError: TensorFlow Datasets is not installed.
     """
-    options = PixelOptions.parse(size, scale, offset, mode, resample)
+    options = PixelOptions.parse(size, scale, offset, mode, resample, preprocess)
+    mapping = option_function("map", map, "a function of a dict of features that returns the inputs")
     tfds = tensorflow_datasets()
     place = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets").expanduser()
     folder = _find(name, place)
@@ -194,4 +257,4 @@ def from_tfds(
     if split is None and len(splits) != 1:
         raise OptionError(f"{name} has the splits {splits}: say which, for example split={splits[-1]}[:100]")
     wanted = _feature(builder, "image", image, 0)
-    return TfdsSource(builder, split or splits[0], wanted, _feature(builder, "label", label, 1), options)
+    return TfdsSource(builder, split or splits[0], wanted, _feature(builder, "label", label, 1), options, mapping)

@@ -245,10 +245,10 @@ def _dropped(
     allowed, words = drop.allowed(reference)
     # What was written in decimals is met by what is as much worse in decimals, whatever binary fractions make of it.
     passed = bool(lost <= allowed + 1e-12 * max(1.0, abs(reference)))
-    direction = "rose" if lower_is_better else "fell"
+    direction = "rose" if lower_is_better == (lost >= 0) else "fell"
     found = (
-        f"{metric} is {number(reference)} of {what} and {number(value)} now: {direction} by {number(lost, 3)} over {samples} "
-        f"samples, expected {words} at most"
+        f"{metric} is {number(reference)} of {what} and {number(value)} now: {direction} by {number(abs(lost), 3)} over "
+        f"{samples} samples, expected {words} at most"
     )
     return Check(name, passed, lost, allowed, "", found)
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -44,10 +45,13 @@ from tflite_qdebug.findings import (
 )
 from tflite_qdebug.output_error import METRICS
 from tflite_qdebug.record import Run
+from tflite_qdebug.shown import Shown
 from tflite_qdebug.study.run_all import run_all
 from tflite_qdebug.study.setup import SETUP, Setup, lasting, lasting_delegates, named_data, with_defaults
 
 __all__ = ["Study"]
+
+_log = logging.getLogger(__name__)
 
 TaskMetrics = Sequence[str | Callable[..., Any]]
 
@@ -55,7 +59,7 @@ TaskMetrics = Sequence[str | Callable[..., Any]]
 _ABOUT = {"profiles_of", "scores_of"}
 
 
-class Study:
+class Study(Shown):
     """A run and the analyses on it.
 
     What an analysis finds is written into the folder, under the names of `findings.PLACES`; asked again with the same models,
@@ -188,8 +192,8 @@ class Study:
             self._signature,
             self._backend.runtime,
             self._backend.kernels,
-        ).save(self.folder)
             delegates=lasting_delegates(self._backend.delegates),
+        ).save(self.folder)
 
     def _measured(self) -> Run:
         run = pair_error(
@@ -266,7 +270,7 @@ class Study:
         )
 
     def _keep(self, part: str, value: Any, mode: str = "") -> None:
-        save_part(self.folder, part, value, mode)
+        _log.info("written: %s", save_part(self.folder, part, value, mode))
 
     def _keep_about(self, name: str, value: Any) -> None:
         """Keeps in the run what a part without provenance was measured on."""
@@ -526,7 +530,9 @@ class Study:
             self.findings.run.save(self.folder / "run.json")
 
     def __repr__(self) -> str:
-        return f"Study({self.folder}, {len(self.findings.run.layers)} layers)"
+        found = self.findings.diagnosis
+        verdict = "" if found is None else f"; {found.verdict}"
+        return f"Study({self.folder}, {len(self.findings.run.layers)} layers{verdict})"
 
 
 def _without_faults(backend: Backend, run: Run) -> Backend:

@@ -116,6 +116,27 @@ def test_all_or_no_nodes_quantized_are_the_two_models(name: str, kind: str) -> N
             np.testing.assert_array_equal(interpreter.get_tensor(index), other[0])
 
 
+@pytest.mark.parametrize("name", ["two_by_two", "dynamic_batch"])
+def test_signatures_stay(name: str) -> None:
+    floating, quantized, samples = pair_of(name)
+    made = mixed_models(floating, quantized)
+    left = next(node for node in made.nodes if node.quantized)
+    data = made.build(form_of([left], FLOAT, NODE)).data
+    whole = Model(quantized)
+    assert whole.signatures
+    assert [one.key for one in Model(data).signatures] == [one.key for one in whole.signatures]
+    expected = dict(zip(whole.main.outputs, models.outputs(data, samples[0], "builtin"), strict=True))
+    interpreter = tf.lite.Interpreter(model_content=data)
+    for signature in whole.signatures:
+        fed = {key: samples[0][whole.main.inputs.index(index)] for key, index in signature.inputs.items()}
+        found = interpreter.get_signature_runner(signature.key)(**fed)
+        assert set(found) == set(signature.outputs)
+        for key, index in signature.outputs.items():
+            np.testing.assert_allclose(found[key], expected[index], atol=0.1)
+    # Named samples reach it too.
+    assert [spec_.key for spec_ in Model(data).input_specs()] == [spec_.key for spec_ in whole.input_specs()]
+
+
 @pytest.mark.parametrize("kind", ["uint8", "int8"])
 def test_integer_inputs_and_outputs(kind: str) -> None:
     floating, _, samples = pair_of("chain")

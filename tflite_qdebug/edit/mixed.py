@@ -256,7 +256,8 @@ class MixedModels:
         assembly = _Assembly(self, form_of, {*fed, *self.inputs}, native, shapes or {})
         if not fed:
             assembly.feed(self.inputs)
-        return assembly.model(wanted, reference, real)
+        whole = outputs is None and not fed and not native
+        return assembly.model(wanted, reference, real, signed=whole)
 
     def build_together(
         self,
@@ -327,7 +328,7 @@ class _Assembly(OperatorWriter):
         self._roundings: dict[tuple[int, int], int] = {}
         self._read: dict[int, int] = {}
 
-    def model(self, wanted: Sequence[int], reference: bool, real: Collection[int]) -> MixedModel:
+    def model(self, wanted: Sequence[int], reference: bool, real: Collection[int], signed: bool) -> MixedModel:
         self._compute([*wanted, *real], self._form_of)
         tensors = [self._given(value) for value in wanted]
         floats = {value: self.float_of(value) for value in real}
@@ -338,8 +339,27 @@ class _Assembly(OperatorWriter):
             self._as_quantized = {}
             self._compute(wanted, lambda _: FLOAT)
             references = [self.float_of(value) for value in wanted]
+        if signed:
+            self._sign(dict(zip(wanted, tensors, strict=True)))
         data = self._packed([*tensors, *references, *floats.values()])
         return MixedModel(data, tuple(self._fed_tensors), tuple(wanted), tuple(tensors), tuple(references), floats)
+
+    def _sign(self, computed: Mapping[int, int]) -> None:
+        """Gives the file the quantized model's signatures, by which programs call it and datasets name its inputs."""
+        schema = tf_private.schema()
+        subgraph = self._graph.subgraph
+        fed = {index: self._fed_tensors.get(index) for index in subgraph.inputs}
+        given = {index: computed.get(value) for index, value in zip(subgraph.outputs, self._graph.outputs, strict=True)}
+        for signature in self._graph.model.signatures:
+            sides = [(signature.inputs, fed), (signature.outputs, given)]
+            # A signature of another subgraph, or of an input or output that the float model lacks, would lead nowhere.
+            if signature.subgraph or any(places.get(index) is None for names, places in sides for index in names.values()):
+                continue
+            table = schema.SignatureDefT()
+            table.signatureKey, table.subgraphIndex = signature.key.encode(), 0
+            table.inputs, table.outputs = ([_entry(schema, name, places[index]) for name, index in names.items()]
+                                           for names, places in sides)  # fmt: skip
+            self.unpacked.signatureDefs = [*(self.unpacked.signatureDefs or []), table]
 
     def _packed(self, outputs: Iterable[int]) -> bytes:
         """Returns the file, with what was fed as inputs."""
@@ -556,6 +576,12 @@ def _wants_weights(models: MixedModels, form_of: Callable[[Node], str]) -> bool:
 
 def _paired(shape: Sequence[int], known: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(shape, known, strict=True)) if len(shape) == len(known) else [(size, -1) for size in shape]
+
+
+def _entry(schema: Any, name: str, tensor: int | None) -> Any:
+    entry = schema.TensorMapT()
+    entry.name, entry.tensorIndex = name.encode(), tensor
+    return entry
 
 
 def _empty_model() -> Any:

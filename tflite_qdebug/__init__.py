@@ -6,9 +6,13 @@ Importing this package loads numpy and nothing heavier; each name below is loade
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import Any, List
 
 __version__ = "0.1.0"
+
+# What is said here is for whoever listens: the application sets up logging, not its libraries.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _EXPORTS = {
     "Backend": "collect",
@@ -35,11 +39,11 @@ _EXPORTS = {
     "LayerMetrics": "collect",
     "Model": "model",
     "Partition": "edgetpu.partition",
+    "PtqComparison": "ptq_record",
     "QDebugError": "errors",
     "QuantizationDebugOptions": "debugger",
     "QuantizationDebugger": "debugger",
     "QuantizedModel": "conversion",
-    "PtqComparison": "ptq_record",
     "Run": "record",
     "QatComparison": "remedies.qat_comparison",
     "QatResult": "remedies.qat",
@@ -70,15 +74,15 @@ _EXPORTS = {
     "pair_error": "analyses.pairs",
     "pair_errors": "analyses.pairs",
     "profile_pair": "analyses.profiles",
+    "quantize_post_training": "analyses.post_training",
     "save_folder": "datasets",
     "sensitivity": "analyses.sensitivity",
     "compare_training": "remedies.qat_comparison",
+    "tfx_rewriter": "rewriting",
     "train_quantization_aware": "remedies.qat",
-    "quantize_post_training": "analyses.post_training",
     "try_cuts": "analyses.cuts",
     "worst_samples": "analyses.samples",
     "Candidate": "outcome",
-    "tfx_rewriter": "rewriting",
     "Fixed": "remedies.search",
     "Outcome": "outcome",
     "Recipe": "outcome",

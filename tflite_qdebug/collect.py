@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import logging
 import os
 import time
 from typing import Any, Callable, ContextManager, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
@@ -28,6 +29,8 @@ from tflite_qdebug.statistics import ErrorStatistics, SampleSums
 from tflite_qdebug.workers import Workers, map_samples
 
 __all__ = ["Backend", "Collected", "LayerMetrics", "PairReader", "collect_layer_errors", "map_samples"]
+
+_log = logging.getLogger(__name__)
 
 Sample = Any  # datasets.Sample; anything with `index` and `inputs`
 # Where a sample takes longer, how much longer does not matter.
@@ -407,6 +410,7 @@ def collect_layer_errors(
         trial, notes = _tried(backend, opened, workers, layers, ahead[0])
         workers.count = _useful_workers(backend, trial.seconds, getattr(dataset, "length", None))
         about = dict(trial.provenance, workers=workers.count, isolated=workers.isolated, statistics=measure_pair()[0])
+        _log.info("measuring %d layers, %d workers, kernels %s", len(layers), workers.count, trial.kernels)
         try:
             for position, result in workers.map(_Worker.measure, itertools.chain(ahead, samples)):
                 totals.add(position, result)

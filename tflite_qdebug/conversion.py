@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import os
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,9 +28,13 @@ from tflite_qdebug.files import write_atomically
 from tflite_qdebug.interpreter import Interpreter
 from tflite_qdebug.model import Model, Operator, Subgraph, read_model_bytes
 from tflite_qdebug.progress import track
+from tflite_qdebug.shown import Shown
 from tflite_qdebug.statistics import Histogram
+from tflite_qdebug.wording import byte_size
 
 __all__ = ["CALIBRATED_KINDS", "KINDS", "CalibratedModel", "FloatModel", "FloatNode", "QuantizedModel", "load_float_model"]
+
+_log = logging.getLogger(__name__)
 
 #: What can be made of a float model. ``int8`` falls back to float where it must; ``full_integer`` does not.
 KINDS = ("float", "float16", "dynamic_range", "int8", "full_integer", "int16x8")
@@ -66,7 +71,7 @@ class FloatNode:
 
 
 @dataclasses.dataclass(frozen=True)
-class QuantizedModel:
+class QuantizedModel(Shown):
     """A model made from a float one, and what happened on the way.
 
     Attributes:
@@ -90,7 +95,7 @@ class QuantizedModel:
         write_atomically(path, self.data)
 
     def __repr__(self) -> str:
-        return f"QuantizedModel({self.kind}, {len(self.data)} bytes, {len(self.float_nodes)} operators in float)"
+        return f"QuantizedModel({self.kind}, {byte_size(len(self.data))}, {len(self.float_nodes)} operators left in float)"
 
 
 def load_float_model(source: Any) -> FloatModel:
@@ -134,7 +139,7 @@ def _load_path(path: Path) -> FloatModel:
     return FloatModel(read_model_bytes(path), str(path))
 
 
-class FloatModel:
+class FloatModel(Shown):
     """A float ``.tflite``, from which everything else is made.
 
     Attributes:
@@ -160,6 +165,7 @@ class FloatModel:
                 f"{origin}: got a model that is quantized already (tensor {quantized[0]!r} and {len(quantized) - 1} more), "
                 "expected a float model"
             )
+        _log.info("float model: %s, %d operators, %s", origin, len(self.model.main.operators), byte_size(len(self.data)))
 
     def dataset(self, source: Any, role: str = "representative dataset", limit: int | None = None) -> Dataset:
         """Opens a dataset and checks it against this model's inputs, as `open_dataset`."""
@@ -214,6 +220,7 @@ class FloatModel:
             OptionError: For another method.
         """
         dataset = self.dataset(representative_dataset, limit=limit)
+        _log.info("calibrating by method %r on %s", method, dataset.description)
         if method == "tensorflow":
             datasets = self._by_signature(representative_dataset, dataset, limit)
             return CalibratedModel(self, self._calibrate_tensorflow(datasets, progress), dataset.description)
@@ -222,6 +229,22 @@ class FloatModel:
             ranges, counts = _exposed_ranges(self.model, dataset, backend, histograms, progress)
             return CalibratedModel(self, edit.with_ranges(self.model, ranges), dataset.description, counts)
         raise OptionError(f"got calibration method {method!r}, expected 'tensorflow' or 'exposed'")
+
+    def calibration_samples(self, source: Any, limit: int | None = None, progress: bool | None = None) -> Iterator[Any]:
+        """Yields a dataset as TensorFlow's converter and calibrator take it, checked against this model's inputs.
+
+        Args:
+            source: Anything that `open_dataset` takes.
+            limit: Take the first so many samples.
+            progress: As in `progress.track`.
+
+        Yields:
+            The inputs in the model's order, or ``(signature, {input: array})`` where several signatures are named.
+
+        Raises:
+            DatasetError: For a wrong sample or an empty dataset.
+        """
+        yield from self._feed(self._by_signature(source, self.dataset(source, limit=limit), limit), progress)
 
     def _by_signature(self, source: Any, dataset: Dataset, limit: int | None) -> list[Dataset]:
         """Returns the dataset as each signature takes it: samples that name one their own, others all that they fit."""
@@ -278,7 +301,7 @@ class FloatModel:
             raise missing
 
     def __repr__(self) -> str:
-        return f"FloatModel({self.origin}, {len(self.model.main.operators)} operators, {len(self.data)} bytes)"
+        return f"FloatModel({self.origin}, {len(self.model.main.operators)} operators, {byte_size(len(self.data))})"
 
 
 def _exposed_ranges(
@@ -336,7 +359,7 @@ def _exposed_ranges(
     return ranges, {model.main.tensors[index].name: histogram for index, histogram in counts.items()}
 
 
-class CalibratedModel:
+class CalibratedModel(Shown):
     """The float model with a range for each activation; every kind of model is quantized from it.
 
     Attributes:
@@ -419,6 +442,9 @@ class CalibratedModel:
         float_nodes = _float_nodes(self.model, quantized, options) if kind in CALIBRATED_KINDS else ()
         if kind == "full_integer":
             _require_no_float(float_nodes)
+        _log.info("quantized: %s, %s, %d operators in float", kind, byte_size(len(data)), len(float_nodes))
+        for node in float_nodes:
+            _log.debug("in float: %s %s (%s)", node.op_name, node.node, node.reason)
         return QuantizedModel(data, kind, float_nodes, {"kind": kind, **options._asdict()})
 
     def _require_float_model(self, kind: str) -> FloatModel:

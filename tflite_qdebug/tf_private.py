@@ -11,6 +11,7 @@ import copy
 import functools
 import importlib
 import inspect
+import logging
 import os
 import sys
 import tempfile
@@ -27,6 +28,9 @@ from tflite_qdebug.errors import (
     OptionError,
     QDebugError,
 )
+
+#: What TensorFlow and its parts say while they work.
+_log = logging.getLogger("tflite_qdebug.tensorflow")
 
 RUNTIMES = ("tensorflow", "ai_edge_litert", "tflite_runtime")
 KERNELS = ("auto", "builtin", "reference")
@@ -263,6 +267,9 @@ def captured_chatter() -> Iterator[Captured]:
             os.close(saved)
             sink.seek(0)
             captured.text = sink.read().decode("utf-8", "replace")
+            if _log.isEnabledFor(logging.DEBUG):
+                for line in captured.text.splitlines():
+                    _log.debug("%s", line)
 
 
 class _NullWriter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import logging
+import contextlib
 import os
 import sys
 import traceback
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tflite_qdebug import __version__
+from tflite_qdebug.cli import completion, logs
 from tflite_qdebug.cli.options import COMMON, DATA_FORMS, QUANTIZING, RUNNING, add_options
 from tflite_qdebug.errors import QDebugError
 
@@ -56,13 +57,13 @@ examples:
       --epochs 3 --output qat
   tflite-qdebug qat model.keras --layer conv2d_3 --layer 'model/conv2d_7/Relu…' --annotation-only
 """,
-""",
     "ptq": """\
 examples:
   tflite-qdebug ptq example --output ptq
   tflite-qdebug ptq model.keras --representative-data calibration.npz --evaluation-data test.npz --output ptq
   tflite-qdebug ptq saved_model/ --representative-data 'tfds:mnist?split=train[:100]&scale=0.0039' \\
       --evaluation-data 'tfds:mnist?split=test&scale=0.0039' --form int8 --form full_integer_uint8 --output ptq
+""",
     "compare-kernels": """\
 examples:
   tflite-qdebug compare-kernels int8.tflite --debug-data debug.npz
@@ -185,6 +186,11 @@ examples:
   tflite-qdebug diff before after
   tflite-qdebug diff before after --html diff.html --csv diff.csv
 """,
+    "completion": """\
+examples:
+  eval "$(tflite-qdebug completion bash)"        in this shell; in ~/.bashrc for all to come
+  eval "$(tflite-qdebug completion zsh)"         the same in ~/.zshrc
+""",
     "model-explorer": """\
 example:
   tflite-qdebug model-explorer results --output overlay
@@ -220,6 +226,8 @@ def parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         add_options(verb, (*options, *COMMON), kinds=kinds)
+        words = "say what is done; twice: in detail, with all that TensorFlow says"
+        verb.add_argument("-v", "--verbose", action="count", default=0, help=words)
 
     add("demo", "the whole way on the built-in example, in less than a minute", ["--output"])
     add(
@@ -255,20 +263,20 @@ def parser() -> argparse.ArgumentParser:
         "int8, full_integer",
     )
     add(
-        "compare-kernels",
-        "the same model under two kernels: the difference that each operator makes, and which of the two is right",
-        [
-            *("quantized_model", "--debug-data", "--limit", "--signature", *RUNNING),
-            *("--against", "--against-delegate", "--against-delegate-option", "--fail-on-difference", "--count", "--output"),
-        ],
-    )
-    add(
         "ptq",
         "post-training quantization in all its forms: size, types, accuracy and predictions side by side",
         [
             *("model", "--representative-data", "--evaluation-data", "--form", "--metric", "--label-offset"),
             *("--lower-is-better", "--class-names", "--predictions", "--limit", "ptq --seconds", "--calibration"),
             *("--per-tensor", "--dense-per-tensor", *RUNNING, "--output"),
+        ],
+    )
+    add(
+        "compare-kernels",
+        "the same model under two kernels: the difference that each operator makes, and which of the two is right",
+        [
+            *("quantized_model", "--debug-data", "--limit", "--signature", *RUNNING),
+            *("--against", "--against-delegate", "--against-delegate-option", "--fail-on-difference", "--count", "--output"),
         ],
     )
     add(
@@ -389,6 +397,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("diff", "what has changed between two saved runs", ["old_run", "new_run", "--count", "--html", "--csv"])
     add("model-explorer", "a saved run as node data for Model Explorer", ["saved_run", "--output"])
+    add("completion", "what a shell evaluates to complete verbs, options, files and names of nodes", ["shell"])
     return top
 
 
@@ -398,12 +407,24 @@ def main(words: Sequence[str] | None = None) -> int:
     Args:
         words: The arguments; those of the process where None.
     """
+    from_shell = words is None
     words = list(sys.argv[1:] if words is None else words)
-    arguments = parser().parse_args(words)
+    top = parser()
+    if completion.wanted():
+        completion.complete(top)
+    arguments = top.parse_args(words)
     arguments.words = words
-    _quieten()
+    # Where a program calls, and not a shell, standard error is its own affair.
+    filters = from_shell and arguments.verbose < 2
+    with logs.filtered_errors(arguments.log_file) if filters else contextlib.nullcontext():
+        return _guarded(arguments)
+
+
+def _guarded(arguments: argparse.Namespace) -> int:
+    """Runs a verb; an error becomes a message and an exit code."""
     try:
-        return _run(arguments)
+        with logs.logging_to(arguments.verbose, arguments.log_file):
+            return _run(arguments)
     except KeyboardInterrupt:
         print("tflite-qdebug: interrupted", file=sys.stderr)
         return 130
@@ -426,6 +447,9 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.verb == "completion":  # each shell that is opened waits for it
+        print(completion.script(arguments.shell))
+        return 0
     # Here, so that --help needs none of it.
     from tflite_qdebug.cli import (
         analyses,
@@ -453,6 +477,7 @@ def _run(arguments: argparse.Namespace) -> int:
         "compare-kernels": kernels.kernels,
         "extract": extract.extract,
         "qat": qat.qat,
+        "ptq": ptq.ptq,
         "sensitivity": analyses.sensitivity,
         "get-sensitivity-of-nodes": analyses.sensitivity,
         "accumulated-error": analyses.curves,
@@ -476,11 +501,3 @@ def _run(arguments: argparse.Namespace) -> int:
         "model-explorer": explorer.explorer,
     }[arguments.verb]
     return verb(arguments, Screen(arguments.json)) or 0
-
-        "ptq": ptq.ptq,
-
-def _quieten() -> None:
-    """Leaves TensorFlow's chatter out, unless the user asked for it by the usual variable."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.ERROR)
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tflite_qdebug.collect import Backend
-from tflite_qdebug.delegates import delegates_of
 from tflite_qdebug.outcome import SPENDING, UNITS
 from tflite_qdebug.tf_private import KERNELS, RUNTIMES
+
+if TYPE_CHECKING:
+    from tflite_qdebug.collect import Backend
 
 DATA_FORMS = """\
 Data may be given as
@@ -17,7 +18,8 @@ Data may be given as
   folder/                           <input>/<n>.npy, or images (class subfolders or labels.csv give labels)
   'images:folder?size=224x224&scale=0.00784&offset=-1'      images; value = pixel * scale + offset
   'tfds:mnist?split=test[:500]&data_dir=/data&scale=0.0039'   a prepared TensorFlow dataset
-  package.module:function           a function that returns any of these, or a generator of samples
+  'images:folder?size=224x224&preprocess=package.module:function'    what the function makes of each image's array
+  package.module:function           a function that returns any of these, a tf.data.Dataset, or a generator of samples
   example                           the built-in example's own samples (with the model 'example')
 """
 
@@ -115,12 +117,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "nargs": "+",
     },
     "run": {"help": "folder that 'run ... --output' or 'runall' wrote, or its run.json", "metavar": "RUN"},
-    "model_or_run": {
-        "help": "the folder of a saved run, to go on with it; or a model to begin with, as for 'run'",
     "converted model": {
         "help": "as for 'run'; or the folder of a saved run, whose float model and representative data are taken",
         "metavar": "MODEL",
     },
+    "model_or_run": {
+        "help": "the folder of a saved run, to go on with it; or a model to begin with, as for 'run'",
         "metavar": "RUN_OR_MODEL",
         "nargs": "?",
     },
@@ -200,6 +202,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "default": 0.1,
         "help": "the same for each operator (default: 0.1)",
     },
+    "shell": {"help": "bash or zsh", "choices": ("bash", "zsh")},
     "saved_run": {"help": "folder that 'run ... --output' or 'runall' wrote, or its run.json", "metavar": "RUN"},
     "old_run": {"help": "the run before, as a folder or its run.json", "metavar": "OLD"},
     "new_run": {"help": "the run after", "metavar": "NEW"},
@@ -326,9 +329,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "TYPE",
         "help": "keep all operators of this type in float, such as CONV_2D; may be repeated",
     },
-    "--per-tensor": {"action": "store_true", "help": "one scale for all channels of a weight"},
-    "--dense-per-tensor": {"action": "store_true", "help": "the same for dense layers alone, as Edge TPUs need it"},
-    "--calibration": {
     "--form": {
         "action": "append",
         "metavar": "FORM",
@@ -348,6 +348,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "default": 1.0,
         "help": "how long each model is timed; 0: not at all (default: 1)",
     },
+    "--per-tensor": {"action": "store_true", "help": "one scale for all channels of a weight"},
+    "--dense-per-tensor": {"action": "store_true", "help": "the same for dense layers alone, as Edge TPUs need it"},
+    "--calibration": {
         "choices": ("tensorflow", "exposed"),
         "default": "tensorflow",
         "help": "TensorFlow's calibrator, or the exposed float model, which is faster (default: tensorflow)",
@@ -466,9 +469,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--no-progress": {"action": "store_true", "help": "no progress bars"},
     "--debug": {"action": "store_true", "help": "show the traceback of an error"},
+    "--log-file": {"metavar": "FILE", "help": "write what is done, in detail and with the time, into this file"},
 }
 
-COMMON = ("--json", "--no-progress", "--debug")
+COMMON = ("--json", "--no-progress", "--debug", "--log-file")
 RUNNING = (
     "--runtime",
     "--kernels",
@@ -495,11 +499,11 @@ _DESTINATIONS = {"optional_model": "model", "model_or_run": "model", "converted 
                  "extract --min-cosine": "--min-cosine",
                  "edgetpu --leave-float": "--leave-float", "convert --edgetpu": "--edgetpu", "priced --edgetpu": "--edgetpu",
                  "bundle --compiled": "--compiled", "bundle --delegate": "--delegate", "bundle --limit": "--limit",
+                 "ptq --seconds": "--seconds",
                  "bundle --output": "--output"}  # fmt: skip
 
 
 def add_options(parser: argparse.ArgumentParser, names: Iterable[str], **words: str) -> None:
-                 "ptq --seconds": "--seconds",
     """Adds options by their names; ``words`` fill the braces of their help."""
     for name in names:
         keywords = dict(_OPTIONS[name])
@@ -513,6 +517,10 @@ def backend_of(arguments: argparse.Namespace) -> Backend:
     Raises:
         OptionError: For a delegate option that is not ``key=value``.
     """
+    # Here, so that completing a word needs none of it.
+    from tflite_qdebug.collect import Backend
+    from tflite_qdebug.delegates import delegates_of
+
     delegates = delegates_of(arguments.delegate, arguments.delegate_option)
     isolate = False if arguments.no_isolation else None
     return Backend(

@@ -15,6 +15,7 @@ pytest.importorskip("tensorflow")
 
 from tflite_qdebug import Run, example
 from tflite_qdebug.cli import main
+from tflite_qdebug.findings import Findings
 from tflite_qdebug.model import Model
 
 QUIET = "--no-progress"
@@ -144,6 +145,23 @@ def test_demo_teaches_at_each_step(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.count("On your own model: tflite-qdebug") == 5
     for step in "12345":
         assert f"\n{step}. " in "\n" + printed
+
+
+def test_a_run_with_evaluation_data_keeps_the_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["run", "example", "--evaluation-data", "example", "--limit", "30", "--output", str(tmp_path / "run"), QUIET]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "top_1" in text
+    assert "Measure what the model loses" not in text
+    assert main(["evaluate", "example", f"q={tmp_path / 'run' / 'int8.tflite'}", *words[2:6], "--json", QUIET]) == 0
+    expected = {score["name"]: score["metrics"] for score in json.loads(capsys.readouterr().out)["scores"]}
+    found = Findings.load(tmp_path / "run").scores
+    assert found is not None
+    assert {score.name: score.metrics for score in found.scores} == {"float": expected["example"], "quantized": expected["q"]}
+    drop = expected["example"]["top_1"] - expected["q"]["top_1"]
+    assert drop > 0.02
+    assert main(["gate", str(tmp_path / "run"), "--max-drop", f"{drop - 0.01:.3f}"]) == 11
+    assert main(["gate", str(tmp_path / "run"), "--max-drop", f"{drop + 0.01:.3f}"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ pytest.importorskip("tensorflow")
 from tflite_qdebug import example
 from tflite_qdebug.cli import fix as verb
 from tflite_qdebug.cli import main
+from tflite_qdebug.errors import ModelError
 from tflite_qdebug.findings import Findings
 from tflite_qdebug.model import Model
 from tflite_qdebug.remedies import search
@@ -76,6 +77,18 @@ def test_the_snippet_makes_the_model_again(fixed: Path, tmp_path: Path, monkeypa
     }
     runpy.run_path(str(fixed / "fix" / "convert.py"), init_globals=given)
     assert (tmp_path / "fixed.tflite").read_bytes() == (fixed / "fix" / "fixed.tflite").read_bytes()
+
+
+def test_where_nothing_can_be_compared_layer_by_layer_there_is_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unlike(*arguments: Any, **keywords: Any) -> None:
+        raise ModelError("all of it is float")
+
+    monkeypatch.setattr("tflite_qdebug.cli.fix.pair_error", unlike)
+    assert call("example", "--target", "sqnr >= 1 dB", "--output", tmp_path / "fixed") == 0
+    assert "does not compare before and after layer by layer: all of it is float" in capsys.readouterr().out
+    assert (tmp_path / "fixed" / "report.html").exists()
 
 
 def test_a_saved_run_is_fixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

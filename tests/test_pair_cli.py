@@ -15,6 +15,7 @@ from tflite_qdebug import Run, example, load_float_model, pair_error, pair_error
 from tflite_qdebug.cli import main
 from tflite_qdebug.collect import Backend
 from tflite_qdebug.errors import DatasetError, ModelError, OptionError
+from tflite_qdebug.findings import Findings
 from tflite_qdebug.model import Model
 
 QUIET = "--no-progress"
@@ -91,6 +92,13 @@ def test_several_quantized_models_stand_side_by_side(models: Path, tmp_path: Pat
     assert np.nanmedian(gain) > 3.0
     evaluation = json.loads((tmp_path / "repeat.json").read_text())["evaluation"]
     assert [score["name"] for score in evaluation["scores"]] == ["float", "int8", "int16x8"]
+    # Each run keeps its own, and what is advised there does not ask for what is known.
+    kept = {name: Findings.load(tmp_path / name) for name in ("int8", "int16x8")}
+    for found, score in zip(kept.values(), evaluation["scores"][1:], strict=True):
+        assert found.scores is not None
+        assert [one.name for one in found.scores.scores] == ["float", "quantized"]
+        assert found.scores.scores[1].metrics == score["metrics"]
+        assert not any("Measure what the model loses" in advice.words for advice in found.advice)
 
 
 def test_integer_samples_are_taken_as_they_are(models: Path, tmp_path: Path) -> None:

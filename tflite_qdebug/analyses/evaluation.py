@@ -13,6 +13,7 @@ import numpy as np
 from tflite_qdebug.collect import Backend, map_samples
 from tflite_qdebug.datasets import open_dataset
 from tflite_qdebug.errors import DatasetError, MetricError, OptionError, did_you_mean
+from tflite_qdebug.findings import Score, Scores
 from tflite_qdebug.interpreter import Interpreter
 from tflite_qdebug.model import Model, read_model_bytes
 from tflite_qdebug.progress import track
@@ -113,6 +114,18 @@ class Evaluation(Shown):
     def to_dict(self) -> dict[str, Any]:
         """Returns plain data."""
         return dataclasses.asdict(self)
+
+    def as_scores(self, quantized: str, floating: str = "float") -> Scores:
+        """Returns what is kept beside the run of a quantized model: its scores, and the float model's where that is among them.
+
+        Args:
+            quantized: What the quantized model is called here.
+            floating: What the float model is called here.
+        """
+        roles = {floating: "float", quantized: "quantized"}
+        chosen = sorted((score for score in self.scores if score.name in roles), key=lambda score: roles[score.name])
+        scores = tuple(Score(roles[score.name], score.size, score.metrics) for score in chosen)
+        return Scores(scores, self.samples, self.dataset, tuple(self.scores[0].metrics))
 
     def __repr__(self) -> str:
         def described(score: ModelScore) -> str:

@@ -16,7 +16,7 @@ from tflite_qdebug.cli.verbs import data, is_run, progress, run_folder
 from tflite_qdebug.datasets import open_dataset
 from tflite_qdebug.errors import OptionError, QDebugError
 from tflite_qdebug.files import write_atomically
-from tflite_qdebug.findings import Findings, save_part
+from tflite_qdebug.findings import PLACES, Findings, save_part
 from tflite_qdebug.model import Model
 from tflite_qdebug.outcome import UNITS, Outcome
 from tflite_qdebug.remedies.handout import converter_snippet, not_said, quantizer_snippet
@@ -215,8 +215,12 @@ def _reported(arguments: argparse.Namespace, screen: Screen, given: _Given, foun
         )
         specs = Model(found.float_model).input_specs()
         samples = open_dataset(given.debug, specs, "debug dataset", given.limit, labels="auto")
-        run = pair_error(found.float_model, found.data, samples, backend=backend, progress=shown)
-        save_part(given.folder, "fixed", run)
+        (given.folder / PLACES["fixed"]).unlink(missing_ok=True)
+        try:
+            run = pair_error(found.float_model, found.data, samples, backend=backend, progress=shown)
+            save_part(given.folder, "fixed", run)
+        except QDebugError as error:  # nothing is left to be measured where all is float
+            screen.say(f"note: the report does not compare before and after layer by layer: {error}")
         study.diagnosis()
         return write_report(Findings.load(given.folder), given.folder / "report.html")
     except QDebugError as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tflite_qdebug import example
 from tflite_qdebug.analyses.diagnosis import advise
+from tflite_qdebug.analyses.evaluation import Evaluation
 from tflite_qdebug.analyses.layer_error import run_debug_model
 from tflite_qdebug.analyses.pairs import FEW, load_quantized_model, pair_errors
 from tflite_qdebug.cli.options import QUANTIZING, backend_of, quantize_options
@@ -22,7 +23,7 @@ from tflite_qdebug.delegates import delegates_of, pairs_of
 from tflite_qdebug.edgetpu.prices import priced_advice
 from tflite_qdebug.edit import DebugModel
 from tflite_qdebug.errors import OptionError, did_you_mean
-from tflite_qdebug.findings import Findings, save_part
+from tflite_qdebug.findings import Findings, Scores, save_part
 from tflite_qdebug.model import Model
 from tflite_qdebug.record import Run
 from tflite_qdebug.reports.advice import advice_lines
@@ -86,15 +87,20 @@ def _run_here(arguments: argparse.Namespace, screen: Screen, parts: int | bool |
         _write_files(folder, {**files, "debug.tflite": debug_model.data})
         runs = {"main": _debug_run(arguments, screen, folder, debug_model, calibrated, debug_data, described)}
     next(iter(runs.values())).notes[:0] = notes
-    result = _shown(arguments, screen, folder, runs, Model(quantized.data))
+    results = _shown(arguments, screen, folder, runs)
+    evaluation = _evaluated(arguments, screen, {"float": float_model, kinds[0]: quantized})
+    scores = None if evaluation is None else evaluation.as_scores(quantized=kinds[0])
+    result = _advised(arguments, screen, folder, runs, results, Model(quantized.data), scores)
     for node in quantized.float_nodes:
         screen.say(f"{node.op_name} {node.node} stays float: {node.reason}")
     _write_setup(arguments, folder, "float.tflite", f"{kinds[0]}.tflite", runs)
     provenance = next(iter(runs.values())).provenance
-    folder.write_repeat(arguments.words, provenance=provenance, float_nodes=[vars(node) for node in quantized.float_nodes])
+    floats = [vars(node) for node in quantized.float_nodes]
+    kept = None if evaluation is None else evaluation.to_dict()
+    folder.write_repeat(arguments.words, provenance=provenance, float_nodes=floats, evaluation=kept)
     if folder.path is not None:
         screen.say(f"results: {', '.join(_files(folder, {'': runs}))} and the models")
-    screen.result(result)
+    screen.result(result if kept is None else {**result, "evaluation": kept})
 
 
 def _write_files(folder: Folder, files: Mapping[str, bytes]) -> None:
@@ -184,24 +190,32 @@ def _run_pairs(arguments: argparse.Namespace, screen: Screen, parts: int | bool)
     opened = {name: load_quantized_model(path) for name, path in models.items()}
     float_model = load_float_model(_float_model(arguments)) if arguments.float else None
     measured: dict[str, dict[str, Run]] = {}
-    results: dict[str, Any] = {}
+    shown: dict[str, dict[str, dict[str, Any]]] = {}
+    places = {name: Folder(str(folder.path / as_file_name(name))) for name in models} if folder.path and len(models) > 1 else {}
     for name, path in models.items():
         if len(models) > 1:
             screen.say(f"=== {name}: {path}")
-        place = Folder(str(folder.path / as_file_name(name))) if len(models) > 1 and folder.path else folder
+        place = places.get(name, folder)
         measured[name] = _pair_runs(arguments, screen, place, float_model, opened[name], debug_data, signatures, parts)
-        results[name] = _shown(arguments, screen, place, measured[name], opened[name])
+        shown[name] = _shown(arguments, screen, place, measured[name])
         if place.path is not None:
             _write_files(place, {"quantized.tflite": opened[name].data})
             if float_model is not None:
                 _write_files(place, {"float.tflite": float_model.data})
             _write_setup(arguments, place, "float.tflite" if float_model else None, "quantized.tflite", measured[name])
+    rows = None
     if len(models) > 1:
-        results["comparison"] = _compared(screen, folder, {name: next(iter(runs.values())) for name, runs in measured.items()})
-    # 'runall' evaluates among its analyses, and keeps what comes of it.
-    if arguments.evaluation_data is not None and arguments.verb != "runall":
-        compared = {**({"float": float_model} if float_model else {}), **models}
-        results["evaluation"] = evaluated(arguments, screen, compared).to_dict()
+        rows = _compared(screen, folder, {name: next(iter(runs.values())) for name, runs in measured.items()})
+    evaluation = _evaluated(arguments, screen, {**({"float": float_model} if float_model else {}), **models})
+    results: dict[str, Any] = {}
+    for name in models:
+        if len(models) > 1:
+            screen.say(f"=== {name}")
+        scores = None if evaluation is None else evaluation.as_scores(quantized=name)
+        place = places.get(name, folder)
+        results[name] = _advised(arguments, screen, place, measured[name], shown[name], opened[name], scores)
+    results.update({} if rows is None else {"comparison": rows})
+    results.update({} if evaluation is None else {"evaluation": evaluation.to_dict()})
     provenance = {name: {part: run.provenance for part, run in runs.items()} for name, runs in measured.items()}
     folder.write_repeat(arguments.words, provenance=provenance, evaluation=results.get("evaluation"))
     if folder.path is not None:
@@ -268,9 +282,8 @@ def _debug_data(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
         return data(arguments, "representative"), [note]
 
 
-def _shown(
-    arguments: argparse.Namespace, screen: Screen, folder: Folder, runs: dict[str, Run], quantized: Model
-) -> dict[str, Any]:
+def _shown(arguments: argparse.Namespace, screen: Screen, folder: Folder, runs: Mapping[str, Run]) -> dict[str, dict[str, Any]]:
+    """Prints and writes what was measured; returns it by the runs' names, for JSON."""
     results = {}
     for name, run in runs.items():
         criterion = arguments.criterion or run.default_criterion
@@ -278,22 +291,49 @@ def _shown(
         if len(runs) > 1:
             screen.say(f"--- {name}")
         show_run(screen, run, positions, criterion)
-        first = name == next(iter(runs))
-        place = folder if first or folder.path is None else Folder(str(folder.path / as_file_name(name)))
-        write_run(place, run)
-        advice = advise(Findings(run), "RUN" if place.path is None else str(place.path))
+        write_run(_place(folder, runs, name), run)
+        results[name] = {"worst": positions, **run.to_dict(), "columns": plain(run.columns())}
+    return results
+
+
+def _place(folder: Folder, runs: Mapping[str, Run], name: str) -> Folder:
+    """Returns the folder of one of the runs of a model: of the first, the model's own."""
+    first = name == next(iter(runs))
+    return folder if first or folder.path is None else Folder(str(folder.path / as_file_name(name)))
+
+
+def _evaluated(arguments: argparse.Namespace, screen: Screen, models: Mapping[str, Any]) -> Evaluation | None:
+    """Evaluates the models where that was asked for; 'runall' does so among its analyses, and keeps what comes of it."""
+    if arguments.evaluation_data is None or arguments.verb == "runall":
+        return None
+    return evaluated(arguments, screen, models)
+
+
+def _advised(
+    arguments: argparse.Namespace,
+    screen: Screen,
+    folder: Folder,
+    runs: Mapping[str, Run],
+    results: dict[str, dict[str, Any]],
+    quantized: Model,
+    scores: Scores | None,
+) -> dict[str, Any]:
+    """Prints and keeps what to try, and keeps the scores; returns the results with it."""
+    for name, run in runs.items():
+        first, place = name == next(iter(runs)), _place(folder, runs, name)
+        findings = Findings(run, scores=scores if first else None)
+        advice = advise(findings, "RUN" if place.path is None else str(place.path))
         if arguments.edgetpu and first:  # the device takes the main subgraph alone
-            advice = priced_advice(advice, Findings(run), quantized)
+            advice = priced_advice(advice, findings, quantized)
         if place.path is not None:
             save_part(place.path, "advice", advice)
+            if findings.scores is not None:
+                save_part(place.path, "scores", findings.scores)
+        if len(runs) > 1 and advice:
+            screen.say(f"--- {name}")
         for line in advice_lines(advice, terminal_width()):
             screen.say(line)
-        results[name] = {
-            "worst": positions,
-            **run.to_dict(),
-            "columns": plain(run.columns()),
-            "advice": [vars(each) for each in advice],
-        }
+        results[name]["advice"] = [vars(each) for each in advice]
     return next(iter(results.values())) if len(results) == 1 else {"runs": results}
 
 

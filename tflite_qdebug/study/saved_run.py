@@ -37,7 +37,6 @@ from tflite_qdebug.findings import (
     GraphNode,
     Profile,
     Samples,
-    Score,
     Scores,
     Sensitivity,
     Steps,
@@ -318,8 +317,7 @@ class Study(Shown):
             backend=self._backend,
             progress=self._progress,
         )
-        scores = tuple(Score(score.name, score.size, score.metrics) for score in result.scores)
-        self.findings.scores = Scores(scores, result.samples, result.dataset, names)
+        self.findings.scores = result.as_scores(quantized="quantized")
         self._keep("scores", self.findings.scores)
         self._keep_about("scores_of", stamp)
         return self.findings.scores

@@ -100,6 +100,7 @@ def test_opens_with_two_commands() -> None:
 def test_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """In one folder and one session, as for a reader who goes through it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")  # narrower terminals have shorter names
     session: dict[str, Any] = {"__name__": page.stem}
     ran = 0
     printed = ""

@@ -257,7 +257,7 @@ class _Data:
 
 def _read(source: Any, model: Any, limit: int | None, label_offset: int, progress: bool | None) -> _Data:
     specs = _specs(model)
-    dataset = open_dataset(_unbatched(source, specs), specs, "training data", limit, labels=True)
+    dataset = open_dataset(_as_table(source, specs), specs, "training data", limit, labels=True)
     samples = list(track(dataset, "reading training data", dataset.length, progress))
     try:
         inputs = [np.concatenate(arrays) for arrays in zip(*(sample.inputs for sample in samples), strict=True)]
@@ -284,8 +284,8 @@ def _specs(model: Any) -> list[InputSpec]:
     return specs
 
 
-def _unbatched(source: Any, specs: Sequence[InputSpec]) -> Any:
-    """Returns two arrays as the table that `open_dataset` takes, and a ``tf.data.Dataset`` in batches as one of samples."""
+def _as_table(source: Any, specs: Sequence[InputSpec]) -> Any:
+    """Returns two arrays, inputs and labels, as the table that `open_dataset` takes; all else as it is."""
     if isinstance(source, tuple) and len(source) == 2 and all(hasattr(part, "shape") for part in source):
         inputs, labels = (np.asarray(part) for part in source)
         if len(specs) != 1:
@@ -296,13 +296,6 @@ def _unbatched(source: Any, specs: Sequence[InputSpec]) -> Any:
                 "each"
             )
         return {specs[0].key or specs[0].name: inputs, "labels": labels}
-    element = getattr(source, "element_spec", None)
-    if element is not None and hasattr(source, "unbatch"):
-        first = element[0] if isinstance(element, tuple) else element
-        while isinstance(first, (dict, list, tuple)):
-            first = next(iter(first.values())) if isinstance(first, dict) else first[0]
-        if len(first.shape) == len(specs[0].shape) and first.shape[0] != 1:
-            return source.unbatch()
     return source
 
 

@@ -43,52 +43,51 @@ def data_dir(digits: tuple[np.ndarray, np.ndarray], tmp_path_factory: pytest.Tem
     folder = tmp_path_factory.mktemp("prepared")
     pixels, labels = digits
 
-    with tfds.core.registered.skip_registering():  # a process has one of each name
+    # A process has one of each name.
+    class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
 
-        class Digits(tfds.core.GeneratorBasedBuilder):
-            VERSION = tfds.core.Version("1.0.0")
+        def _info(self) -> Any:
+            features = {"image": tfds.features.Image(shape=(8, 8, 1)), "label": tfds.features.ClassLabel(num_classes=10)}
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=("image", "label"),
+                disable_shuffling=True,
+            )
 
-            def _info(self) -> Any:
-                features = {"image": tfds.features.Image(shape=(8, 8, 1)), "label": tfds.features.ClassLabel(num_classes=10)}
-                return tfds.core.DatasetInfo(
-                    builder=self,
-                    features=tfds.features.FeaturesDict(features),
-                    supervised_keys=("image", "label"),
-                    disable_shuffling=True,
-                )
+        def _split_generators(self, dl_manager: Any) -> Any:
+            return {"train": self._generate(0, FIRST_OF_TEST), "test": self._generate(FIRST_OF_TEST, len(labels))}
 
-            def _split_generators(self, dl_manager: Any) -> Any:
-                return {"train": self._generate(0, FIRST_OF_TEST), "test": self._generate(FIRST_OF_TEST, len(labels))}
+        def _generate(self, first: int, end: int) -> Iterator[Any]:
+            for index in range(first, end):
+                yield index - first, {"image": pixels[index], "label": int(labels[index])}
 
-            def _generate(self, first: int, end: int) -> Iterator[Any]:
-                for index in range(first, end):
-                    yield index - first, {"image": pixels[index], "label": int(labels[index])}
+        def _generate_examples(self) -> Iterator[Any]:
+            raise NotImplementedError
 
-            def _generate_examples(self) -> Iterator[Any]:
-                raise NotImplementedError
+    class DigitPairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="plain"), tfds.core.BuilderConfig(name="supervised")]
 
-        class DigitPairs(tfds.core.GeneratorBasedBuilder):
-            VERSION = tfds.core.Version("1.0.0")
-            BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="plain"), tfds.core.BuilderConfig(name="supervised")]
+        def _info(self) -> Any:
+            features = {name: tfds.features.Image(shape=(8, 8, 1)) for name in ("one", "other", "left", "right")}
+            features["label"] = tfds.features.ClassLabel(num_classes=2)
+            supervised = ({"left": "one", "right": "other"}, "label") if self.builder_config.name == "supervised" else None
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=supervised,
+                disable_shuffling=True,
+            )
 
-            def _info(self) -> Any:
-                features = {name: tfds.features.Image(shape=(8, 8, 1)) for name in ("one", "other", "left", "right")}
-                features["label"] = tfds.features.ClassLabel(num_classes=2)
-                supervised = ({"left": "one", "right": "other"}, "label") if self.builder_config.name == "supervised" else None
-                return tfds.core.DatasetInfo(
-                    builder=self,
-                    features=tfds.features.FeaturesDict(features),
-                    supervised_keys=supervised,
-                    disable_shuffling=True,
-                )
+        def _split_generators(self, dl_manager: Any) -> Any:
+            return {"whole": self._generate_examples()}
 
-            def _split_generators(self, dl_manager: Any) -> Any:
-                return {"whole": self._generate_examples()}
-
-            def _generate_examples(self) -> Iterator[Any]:
-                for index in range(20):
-                    images = {name: pixels[index + 100 * place] for place, name in enumerate(("one", "other", "left", "right"))}
-                    yield index, {**images, "label": int(labels[index] == labels[index + 100])}
+        def _generate_examples(self) -> Iterator[Any]:
+            for index in range(20):
+                images = {name: pixels[index + 100 * place] for place, name in enumerate(("one", "other", "left", "right"))}
+                yield index, {**images, "label": int(labels[index] == labels[index + 100])}
 
     Digits(data_dir=str(folder)).download_and_prepare()
     for config in ("plain", "supervised"):

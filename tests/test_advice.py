@@ -28,6 +28,7 @@ SHARES = np.array([1.0, 4.0, 9.0, 16.0]) / 30.0
 def run(output_sqnr: float = 5.0) -> Run:
     """Returns a run whose layers use all their integers, and whose output is far from the float model's."""
     result = made.run(output_sqnr=output_sqnr)
+    result.provenance["options"] = {"calibration_dataset": "two samples"}
     result.statistics.integer_range[:] = (-128, 127)
     return result
 
@@ -59,6 +60,15 @@ def test_nodes_left_float_are_estimated_from_the_layers_alone() -> None:
     words = shlex.split(found.command)
     assert words[:3] == ["tflite-qdebug", "convert", "RUN"]
     assert words[3:] == ["--denylisted-node", "last", "--denylisted-node", made.NODES[2]]  # whose name has quotes and spaces
+
+
+def test_what_calibrated_a_model_that_was_quantized_elsewhere_has_to_be_said() -> None:
+    result = run()
+    del result.provenance["options"]
+    commands = [shlex.split(advice.command) for advice in advise(Findings(result))]
+    asking = [words for words in commands if words[1] in ("convert", "fix")]
+    assert {words[1] for words in asking} == {"convert", "fix"}
+    assert all(words[-2:] == ["--representative-data", "DATA"] for words in asking)
 
 
 def test_nodes_left_float_are_estimated_from_their_sensitivity() -> None:

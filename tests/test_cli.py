@@ -147,6 +147,48 @@ def test_demo_teaches_at_each_step(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"\n{step}. " in "\n" + printed
 
 
+def test_a_folder_with_analyses_of_another_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["run", "example", "--limit", "4", "--output", str(tmp_path), QUIET]
+    assert main(words) == 0
+    assert main([*words, "--per-tensor"]) == 0  # a run alone is replaced
+    assert main(["samples", str(tmp_path), QUIET]) == 0
+    before = (tmp_path / "run.json").read_bytes()
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "holds a run of another model, with analyses of it (samples)" in capsys.readouterr().err
+    assert (tmp_path / "run.json").read_bytes() == before
+    assert main([*words, "--per-tensor"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "nearest"),
+    [
+        (["runn", "example"], "'run'"),
+        (["run", "example", "--limitt", "3"], "'--limit'"),
+        (["run", "example", "--kernels=bultin"], "'builtin'"),
+        (["edgetpu", "chek"], "'check'"),
+    ],
+)
+def test_misspelled_words_get_the_nearest(words: list[str], nearest: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert f"Did you mean {nearest}" in capsys.readouterr().err
+
+
+def test_own_metrics_are_found_in_the_working_directory(tmp_path: Path) -> None:
+    # As the command is started by its own name, and not by python -m.
+    (tmp_path / "own_metrics.py").write_text("def always(outputs, label):\n    return 0.25\n")
+    code = (
+        "import sys; sys.path = list(filter(None, sys.path)); from tflite_qdebug.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    words = ["evaluate", "example", "--evaluation-data", "example", "--limit", "3", "--json", QUIET]
+    words += ["--metric", "own_metrics:always"]
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["scores"][0]["metrics"] == {"always": 0.25}
+
+
 def test_a_run_with_evaluation_data_keeps_the_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["run", "example", "--evaluation-data", "example", "--limit", "30", "--output", str(tmp_path / "run"), QUIET]
     assert main(words) == 0

@@ -38,6 +38,13 @@ def with_outputs(**outputs: float) -> Findings:
 # -- outputs ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("drop", ["1", "500%", 5.0])
+def test_a_drop_that_no_share_misses_is_refused(drop: Any) -> None:
+    with pytest.raises(OptionError, match=r"all there is or more; expected less than 1, or percentage points"):
+        Drop.parse(drop).allowed(0.9)
+    assert Drop.parse(drop).allowed(30.0)[0] > 0.9  # of another metric, such as PSNR in dB
+
+
 @pytest.mark.parametrize("limits", [24.9, {"": 24.9}, {"output": 24.9}, {"logits": 24.9, "boxes": 1.0}])
 def test_enough_sqnr(limits: Any) -> None:
     checks = check_gate(with_outputs(logits=25.0, boxes=40.0), min_sqnr=limits)

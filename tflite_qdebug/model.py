@@ -203,6 +203,14 @@ class Model(Shown):
             ModelError: Where the file cannot be read or its structure is broken.
         """
         self.data = read_model_bytes(source)
+        try:
+            self._read()
+        except ModelError as error:
+            if isinstance(source, (str, os.PathLike)):
+                raise ModelError(f"{os.fspath(source)}: {error}") from error
+            raise
+
+    def _read(self) -> None:
         # Offsets may let many tables share one list: what is read in all is bounded, not each list alone.
         self._left = _READ_PER_BYTE * len(self.data)
         try:
@@ -215,7 +223,7 @@ class Model(Shown):
         except ModelError:
             raise
         except Exception as error:  # whatever offsets of a broken file lead to: struct.error, IndexError, ...
-            raise ModelError(f"the model is broken: its structure cannot be read ({error})") from error
+            raise ModelError(f"the model is broken: its structure cannot be read ({error}); was the file cut short?") from error
         if not self.subgraphs:
             raise ModelError("the model is broken: got no subgraph, expected at least one")
 

@@ -10,7 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from tflite_qdebug import tf_private
+from tflite_qdebug.analyses.diagnosis.rules import INHERITED
+from tflite_qdebug.analyses.evaluation import METRICS
 from tflite_qdebug.collect import Backend
 from tflite_qdebug.conversion import FloatModel
 from tflite_qdebug.errors import LimitError, OptionError, did_you_mean
@@ -194,10 +198,17 @@ class TFLiteConverter(Shown):
             return
         if tf_private.converter_settings(self.tensorflow_converter).kind == "float":
             raise OptionError(f"got {' and '.join(given)}, and a converter without optimizations, whose model is float")
+        if self.min_output_sqnr_db is not None:
+            least = self.min_output_sqnr_db
+            for value in least.values() if isinstance(least, Mapping) else (least,):
+                if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not np.isfinite(value):
+                    raise OptionError(f"got min_output_sqnr_db={least!r}, expected a number of dB, or {{output: dB}}")
         if self._measured() is None:
             raise OptionError(f"got {' and '.join(given)}, but neither debug_dataset nor representative_dataset to measure on")
         if self.max_accuracy_drop is not None:
-            Drop.parse(self.max_accuracy_drop)
+            drop = Drop.parse(self.max_accuracy_drop)
+            if not self.metrics or self.metrics[0] in METRICS:
+                drop.require_share()
             if self.evaluation_dataset is None:
                 raise OptionError("got max_accuracy_drop without evaluation_dataset: samples (inputs, label), which it needs")
 
@@ -290,7 +301,9 @@ def _callable_dataset(converter: Any) -> Iterator[Callable[[FloatModel], None]]:
 def _blamed(findings: Findings) -> str:
     """Returns which layers are to blame, in a sentence."""
     diagnosis = findings.diagnosis
-    suspects = [] if diagnosis is None else [suspect.node for suspect in diagnosis.suspects]
+    # What one inherited it is not to be blamed for; of several causes of one layer it is named once.
+    made = [] if diagnosis is None else [suspect for suspect in diagnosis.suspects if suspect.cause != INHERITED.name]
+    suspects = list(dict.fromkeys(suspect.node for suspect in made))
     if suspects:
         names, what = suspects, "Suspect"
     else:

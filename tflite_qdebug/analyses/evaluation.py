@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 
 from tflite_qdebug.collect import Backend, map_samples
 from tflite_qdebug.datasets import open_dataset
+from tflite_qdebug.datasets.calling import import_function
 from tflite_qdebug.errors import DatasetError, MetricError, OptionError, did_you_mean
 from tflite_qdebug.findings import Score, Scores
 from tflite_qdebug.interpreter import Interpreter
@@ -48,11 +48,13 @@ def _rank(outputs: Sequence[np.ndarray], label: Any) -> int:
         )
     number = np.asarray(label)
     if number.size != 1 or number.dtype.kind not in "iu":
-        raise DatasetError(f"got label {label!r}, expected the whole number of a class, 0 to {scores.size - 1}")
+        one_hot = "; of a one-hot label take np.argmax" if number.size == scores.size else ""
+        raise DatasetError(f"got label {label!r}, expected the whole number of a class, 0 to {scores.size - 1}{one_hot}")
     position = int(number.reshape(()))
     if not 0 <= position < scores.size:
         raise DatasetError(
-            f"got label {position}, expected 0 to {scores.size - 1}, as the model's first output has {scores.size} values"
+            f"got label {position}, expected 0 to {scores.size - 1}, as the model's first output has {scores.size} values; "
+            "--label-offset (label_offset) is added to labels that count otherwise"
         )
     score = scores[position]
     return int(np.sum(scores > score) + np.sum(scores[:position] == score))
@@ -155,18 +157,10 @@ def load_function(text: str, what: str) -> Callable[..., Any]:
     Raises:
         OptionError: Where there is no such module or function.
     """
-    module_name, colon, name = text.partition(":")
+    _, colon, name = text.partition(":")
     if not colon or not name:
         raise OptionError(f"got {what} {text!r}, expected module:function, or one of {', '.join(METRICS)}")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise OptionError(f"cannot import the module of {what} {text!r}: {error}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        known = [key for key, value in vars(module).items() if callable(value)]
-        raise OptionError(f"module {module_name!r} has no function {name!r} for {what}.{did_you_mean(name, known)}")
-    return function
+    return import_function(text, f"a function for {what}")
 
 
 def _metric(metric: str | Callable[..., Any]) -> tuple[str, Callable[..., Any]]:

@@ -67,7 +67,10 @@ def fix_model(arguments: argparse.Namespace, screen: Screen) -> int:
     interrupted = outcome.stopped == "interrupted"
     report = None if interrupted else _reported(arguments, screen, given, found, outcome)
     place = given.folder / "fix"
-    screen.say(f"fixed model: {place / 'fixed.tflite'}; to make it again: {place / 'recipe.json'}, {place / 'convert.py'}")
+    screen.say(
+        f"fixed model: {place / 'fixed.tflite'}; to make it again: {place / 'recipe.json'} (apply_recipe), or paste "
+        f"{place / 'convert.py'} behind your own converter"
+    )
     screen.say(
         f"all {len(outcome.candidates)} candidates: {place / 'candidates.csv'}" + (f"; report: {report}" if report else "")
     )

@@ -13,7 +13,7 @@ from typing import Any
 from tflite_qdebug import __version__
 from tflite_qdebug.cli import completion, logs
 from tflite_qdebug.cli.options import COMMON, DATA_FORMS, QUANTIZING, RUNNING, add_options
-from tflite_qdebug.errors import QDebugError
+from tflite_qdebug.errors import QDebugError, did_you_mean
 
 __all__ = ["main"]
 
@@ -199,9 +199,36 @@ example:
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells the nearest name of what is misspelled, and shows the usage of one verb alone."""
+
+    def parse_args(self, *arguments: Any, **keywords: Any) -> Any:
+        known, unknown = self.parse_known_args(*arguments, **keywords)
+        if unknown:
+            verb = self._verbs().get(getattr(known, "verb", ""), self)
+            names = [name for action in verb._actions for name in action.option_strings]  # noqa: SLF001
+            first = unknown[0].partition("=")[0]
+            verb.error(f"unrecognized arguments: {' '.join(unknown)}.{did_you_mean(first, names)}")
+        return known
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            hint = did_you_mean(str(value), list(map(str, action.choices or ())))
+            raise argparse.ArgumentError(
+                action, error.message.replace(" (", f".{hint} (", 1) if hint else error.message
+            ) from None
+
+    def _verbs(self) -> dict[str, argparse.ArgumentParser]:
+        kind = argparse._SubParsersAction  # noqa: SLF001
+        found = (action.choices for action in self._actions if isinstance(action, kind))
+        return next((dict(choices) for choices in found), {})
+
+
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="tflite-qdebug",
         description="Debugs the quantization of TensorFlow Lite models: which layers lose accuracy, and what to change.",
         epilog="start with:\n  tflite-qdebug demo\n  tflite-qdebug run --help\n\n" + _EXIT_CODES,

@@ -23,13 +23,13 @@ from tflite_qdebug.delegates import delegates_of, pairs_of
 from tflite_qdebug.edgetpu.prices import priced_advice
 from tflite_qdebug.edit import DebugModel
 from tflite_qdebug.errors import OptionError, did_you_mean
-from tflite_qdebug.findings import Findings, Scores, save_part
+from tflite_qdebug.findings import PLACES, Findings, Scores, save_part
 from tflite_qdebug.model import Model
 from tflite_qdebug.record import Run
 from tflite_qdebug.reports.advice import advice_lines
 from tflite_qdebug.reports.side_by_side import side_by_side, side_by_side_table, write_side_by_side
 from tflite_qdebug.statistics import ErrorStatistics
-from tflite_qdebug.study import Setup, lasting, lasting_delegates
+from tflite_qdebug.study import SETUP, Setup, lasting, lasting_delegates
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> None:
@@ -72,6 +72,7 @@ def _run_here(arguments: argparse.Namespace, screen: Screen, parts: int | bool |
     calibrated = calibrate(arguments, float_model)
     options = {name: value for name, value in quantize_options(arguments).items() if _applies(name, value, kinds[0])}
     quantized = calibrated.quantize(kinds[0], **options)
+    _refuse_another_run(folder, quantized.data)
     files = {"float.tflite": float_model.data, "calibrated.tflite": calibrated.data, f"{kinds[0]}.tflite": quantized.data}
     described = {"kind": kinds[0], "calibration": arguments.calibration, "calibration_dataset": calibrated.dataset, **options}
     # TensorFlow's debug model is of one subgraph, and has one float copy of each operator.
@@ -101,6 +102,25 @@ def _run_here(arguments: argparse.Namespace, screen: Screen, parts: int | bool |
     if folder.path is not None:
         screen.say(f"results: {', '.join(_files(folder, {'': runs}))} and the models")
     screen.result(result if kept is None else {**result, "evaluation": kept})
+
+
+def _refuse_another_run(folder: Folder, quantized: bytes) -> None:
+    """Refuses a folder with analyses of another model, which would pass for those of this one.
+
+    Raises:
+        OptionError: For such a folder.
+    """
+    if folder.path is None:
+        return
+    kept = [part for part in PLACES if part not in ("advice", "scores") and any(folder.path.glob(PLACES[part].format("*")))]
+    if not kept or not (folder.path / SETUP).exists():
+        return
+    earlier = folder.path / Setup.load(folder.path).quantized_model
+    if not earlier.exists() or earlier.read_bytes() != quantized:
+        raise OptionError(
+            f"{folder.path} holds a run of another model, with analyses of it ({', '.join(kept)}), which would pass for this "
+            "one's; give another --output, or remove the folder"
+        )
 
 
 def _write_files(folder: Folder, files: Mapping[str, bytes]) -> None:
@@ -189,9 +209,11 @@ def _run_pairs(arguments: argparse.Namespace, screen: Screen, parts: int | bool)
     debug_data = None if arguments.debug_data is None else data(arguments, "debug")
     opened = {name: load_quantized_model(path) for name, path in models.items()}
     float_model = load_float_model(_float_model(arguments)) if arguments.float else None
+    places = {name: Folder(str(folder.path / as_file_name(name))) for name in models} if folder.path and len(models) > 1 else {}
+    for name, model in opened.items():
+        _refuse_another_run(places.get(name, folder), model.data)
     measured: dict[str, dict[str, Run]] = {}
     shown: dict[str, dict[str, dict[str, Any]]] = {}
-    places = {name: Folder(str(folder.path / as_file_name(name))) for name in models} if folder.path and len(models) > 1 else {}
     for name, path in models.items():
         if len(models) > 1:
             screen.say(f"=== {name}: {path}")

@@ -235,6 +235,8 @@ def converter_snippet(
     missing = not_said(recipe, tool)
     lines = _with_this_package(recipe_path) if tool == "tflite_qdebug" else _with_tensorflow(recipe)
     lines = [
+        "# To be put behind what makes `converter`, a tf.lite.TFLiteConverter of the float model, and",
+        "# `representative_dataset`, the function that calibrated it.",
         *_about_missing("TensorFlow", missing),
         *lines,
         f"with open({str(output)!r}, 'wb') as file:",

@@ -79,9 +79,23 @@ class Drop(NamedTuple):
         percent = stripped.endswith("%")
         return cls(amount / 100.0 if percent else amount, percent)
 
+    def require_share(self) -> None:
+        """Refuses what would be a hundred percentage points or more, which no model misses.
+
+        Raises:
+            OptionError: For such a drop.
+        """
+        if self.amount >= 1.0:
+            got = number(100.0 * self.amount if self.percent else self.amount)
+            raise OptionError(
+                f"got a drop of {got}{'%' if self.percent else ''}, which of a share between 0 and 1 is all there is or more; "
+                f"expected less than 1, or percentage points with their sign, such as {got if float(got) < 100 else 1}%"
+            )
+
     def allowed(self, reference: float) -> tuple[float, str]:
         """Returns how much less than ``reference`` is allowed, in the metric's unit, and what that means in words."""
         if 0.0 <= reference <= 1.0:
+            self.require_share()
             return self.amount, f"{number(100 * self.amount, 3)} percentage points"
         if self.percent:
             return self.amount * abs(reference), f"{number(100 * self.amount, 3)} % of {number(reference)}, which is no share"

@@ -88,7 +88,14 @@ def _is_loss_known(findings: Findings) -> bool:
 
 def _fix(findings: Findings, run: str) -> str:
     """Returns the search, with a target on what the user measures, else on the outputs."""
-    return f"tflite-qdebug fix {shlex.quote(run)} --target {shlex.quote(_target(findings))}"
+    words = ["tflite-qdebug", "fix", run, "--target", _target(findings), *_calibration(findings)]
+    return " ".join(map(shlex.quote, words))
+
+
+def _calibration(findings: Findings) -> tuple[str, ...]:
+    """Returns what has to be said of a model that was quantized elsewhere: nobody but the user knows what calibrated it."""
+    known = "calibration_dataset" in findings.run.provenance.get("options", {})
+    return () if known else ("--representative-data", "DATA")
 
 
 def _target(findings: Findings) -> str:
@@ -100,15 +107,15 @@ def _target(findings: Findings) -> str:
     return f"{metric} <= float + 1%" if turned else f"{metric} >= float - 0.5%"
 
 
-def _convert(run: str, *options: str) -> str:
-    return " ".join(map(shlex.quote, ["tflite-qdebug", "convert", run, *options]))
+def _convert(findings: Findings, run: str, *options: str) -> str:
+    return " ".join(map(shlex.quote, ["tflite-qdebug", "convert", run, *options, *_calibration(findings)]))
 
 
 def _leave_float(findings: Findings, run: str, nodes: Sequence[str]) -> str:
     kind = findings.run.provenance.get("options", {}).get("kind", "int8")
     if kind != "int8":  # the other kinds take no denylist
         return _fix(findings, run)
-    return _convert(run, *(word for node in nodes for word in ("--denylisted-node", node)))
+    return _convert(findings, run, *(word for node in nodes for word in ("--denylisted-node", node)))
 
 
 def _basis(findings: Findings, run: str) -> str:
@@ -336,7 +343,7 @@ def _sixteen_bits(findings: Findings, run: str) -> Advice | None:
     measured = _with_part_float(findings, "weights", "float activations")
     if measured is None or findings.run.provenance.get("options", {}).get("kind", "int8") != "int8":
         return None
-    command = _convert(run, "--kind", "int16x8")
+    command = _convert(findings, run, "--kind", "int16x8")
     words = "Give activations 16 bits; kernels for it are fewer and slower."
     return Advice(words, command, measured[0], _DB, measured[1], measured=True, at_most=True)
 

@@ -326,6 +326,21 @@ def test_gains_in_words() -> None:
     assert gain_words(Advice("a", "b", 3.0, "dB SQNR", measured=True, at_most=True)) == "at most +3.0 dB SQNR"
 
 
+def test_samples_that_are_scaled_otherwise_are_told_and_nothing_else(tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    from tflite_qdebug import example, load_float_model, pair_error
+
+    float_model = load_float_model(example.MODEL_PATH)
+    quantized = float_model.calibrate(example.representative_dataset).quantize("int8")
+    images = [np.asarray(sample[0]) for sample, _ in zip(example.debug_dataset(), range(8), strict=False)]
+    assert len(advise(Findings(pair_error(float_model, quantized, [[image] for image in images], parts=True)))) > 1
+    (found,) = advise(Findings(pair_error(float_model, quantized, [[image * 255] for image in images], parts=True)))
+    assert found.words.startswith("Look at the samples first")
+    # The images reach from 0 to 1, as does the range of the input; here they reach 254 beyond.
+    assert "0 to 1, and reach up to 254 beyond" in found.words
+    assert found.command == ""
+
+
 def test_what_is_advised_can_be_typed_as_it_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

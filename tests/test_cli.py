@@ -189,6 +189,18 @@ def test_own_metrics_are_found_in_the_working_directory(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["scores"][0]["metrics"] == {"always": 0.25}
 
 
+def test_a_model_that_only_guesses_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, labels = example.load_split("evaluation")
+    rng = np.random.default_rng(0)
+    guessed = rng.integers(0, 10, len(labels))
+    np.savez(tmp_path / "wrong.npz", image=images, labels=np.where(guessed == labels, (labels + 1) % 10, guessed))
+    np.savez(tmp_path / "right.npz", image=images, labels=labels)
+    for name, told in (("wrong", True), ("right", False)):
+        words = ["evaluate", "example", "--evaluation-data", str(tmp_path / f"{name}.npz"), "--limit", "100", QUIET]
+        assert main(words) == 0
+        assert ("no more often than guessing among 10 classes" in capsys.readouterr().out) is told
+
+
 def test_a_run_with_evaluation_data_keeps_the_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["run", "example", "--evaluation-data", "example", "--limit", "30", "--output", str(tmp_path / "run"), QUIET]
     assert main(words) == 0

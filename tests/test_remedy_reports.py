@@ -73,7 +73,7 @@ def test_what_the_target_asks_for_elsewhere(target: str, goal: float, expected: 
 def test_differences_are_told_from_chance() -> None:
     debug, proof = (line for line in remedies.summary(made_outcome.small()).splitlines() if line.startswith("Against float"))
     assert "the same 200 debug samples: 0.5 points worse (90 % interval of the difference -3.0 to +2.0; p = 0.77)" in debug
-    assert "not beyond chance" in debug
+    assert "cannot tell that from chance" in debug
     assert "the same 500 evaluation samples: 1.4 points worse" in proof
     real = Difference(-0.05, -0.08, -0.02, 0.0004)
     assert "5.0 points worse (90 % interval of the difference -8.0 to -2.0; p < 0.001): beyond chance" in line_of(

@@ -74,6 +74,10 @@ def top_5(outputs: Sequence[np.ndarray], label: Any) -> float:
 METRICS: dict[str, Callable[..., Any]] = {"top_1": top_1, "top_5": top_5}
 
 
+# Chance is told from a bad model with so many samples, of so many classes.
+_FEWEST_SAMPLES, _FEWEST_CLASSES = 50, 2
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelScore:
     """One model's row.
@@ -244,7 +248,24 @@ def evaluate(
         )
         for row, (name, content) in enumerate(contents.items())
     ]
-    return Evaluation(count, tuple(rows), dataset.description, scoring.runtime, scoring.notes)
+    notes = (*scoring.notes, *_guessing(rows[0], next(iter(contents.values())), count))
+    return Evaluation(count, tuple(rows), dataset.description, scoring.runtime, notes)
+
+
+def _guessing(score: ModelScore, content: bytes, count: int) -> tuple[str, ...]:
+    """Returns a note where a model does no better than chance: it is not quantization then, whatever comes behind."""
+    main = Model(content).main
+    classes = int(np.prod([max(1, size) for size in main.tensors[main.outputs[0]].shape])) if main.outputs else 0
+    if "top_1" not in score.metrics or classes < _FEWEST_CLASSES or count < _FEWEST_SAMPLES:
+        return ()
+    chance = 1.0 / classes
+    if score.metrics["top_1"] > chance + 2.0 * np.sqrt(chance * (1.0 - chance) / count):
+        return ()
+    words = (
+        f"{score.name} is right no more often than guessing among {classes} classes: that is not quantization. Look at what "
+        "the samples are made of (scale, offset, order of channels) and at their labels (--label-offset)"
+    )
+    return (words,)
 
 
 def standard_error(total: np.ndarray, squared: np.ndarray, count: int) -> np.ndarray:

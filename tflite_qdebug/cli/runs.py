@@ -355,6 +355,8 @@ def _advised(
             screen.say(f"--- {name}")
         for line in advice_lines(advice, terminal_width()):
             screen.say(line)
+        if place.path is None and any(" RUN" in each.command for each in advice):
+            screen.say("RUN is the folder of this run: run again with --output RUN")
         results[name]["advice"] = [vars(each) for each in advice]
     return next(iter(results.values())) if len(results) == 1 else {"runs": results}
 

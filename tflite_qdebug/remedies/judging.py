@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from tflite_qdebug.analyses.evaluation import METRICS as ACCURACIES
 from tflite_qdebug.errors import OptionError
 from tflite_qdebug.outcome import Candidate
 from tflite_qdebug.output_error import BADNESS
@@ -70,6 +71,11 @@ class Judge:
         goal = clause.goal(*values)
         if not math.isfinite(goal):
             raise OptionError(f"target '{clause}': that is {goal}, which no model reaches or misses; expected a finite number")
+        most = 1.0 if clause.metric in (*ACCURACIES, "agreement") else math.inf
+        if clause.at_least and goal > most:
+            raise OptionError(
+                f"target '{clause}': that is {100 * goal:.4g} %, as float has {100 * values[0]:.4g} %; expected at most 100 %"
+            )
         return goal
 
     def is_met(self, candidate: Candidate, clauses: Sequence[Clause]) -> bool:

@@ -354,7 +354,7 @@ def _difference_sentence(outcome: Outcome, metric: str, difference: Difference) 
         return f"{words}; whether that is chance was not tested"
     if beyond:
         return f"{words}: beyond chance"
-    return f"{words}: not beyond chance, which so many samples cannot tell from no difference"
+    return f"{words}: so many samples cannot tell that from chance"
 
 
 def _out_of_reach(outcome: Outcome, best: Candidate) -> str:
@@ -365,6 +365,7 @@ def _out_of_reach(outcome: Outcome, best: Candidate) -> str:
         f"{bound.name} {metric_words(metric, measured(bound, metric).value)}"
         f"{'' if bound.met else ', which does not meet it either'}"
         for bound in outcome.upper_bounds
+        if not is_better(outcome, metric, measured(best, metric).value, measured(bound, metric).value)  # no bound, as it proved
     ]
     return words + (f" Upper bounds: {'; '.join(bounds)}." if bounds else "")
 

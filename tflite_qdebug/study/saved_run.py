@@ -317,6 +317,8 @@ class Study(Shown):
             backend=self._backend,
             progress=self._progress,
         )
+        for note in result.notes:
+            self.note(note)
         self.findings.scores = result.as_scores(quantized="quantized")
         self._keep("scores", self.findings.scores)
         self._keep_about("scores_of", stamp)

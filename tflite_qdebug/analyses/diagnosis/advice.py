@@ -32,6 +32,9 @@ MOST_NODES = 20
 #: Shares of the values that a range may be chosen to hold.
 SHARES = (0.99999, 0.9999, 0.999, 0.998, 0.995, 0.99)
 _DB = "dB SQNR"
+# Share of an input's values at the ends of its range, and how far they reach beyond, as a share of the range: calibration on
+# other samples clips fewer, and by less.
+_AT_ENDS, _BEYOND = 0.05, 0.25
 
 
 def advise(findings: Findings, run: str = "RUN") -> tuple[Advice, ...]:
@@ -41,6 +44,9 @@ def advise(findings: Findings, run: str = "RUN") -> tuple[Advice, ...]:
         findings: A run is needed; with sensitivities, steps and profiles the estimates are better.
         run: The folder of the run, for the commands.
     """
+    misfit = _misfit(findings)
+    if misfit is not None:
+        return (misfit,)
     known, loss = _is_loss_known(findings), loss_of(findings)
     if known and not loss.is_lossy and not loss.is_doubtful and (findings.diagnosis or diagnose(findings)).sound:
         return ()
@@ -61,6 +67,27 @@ def advise(findings: Findings, run: str = "RUN") -> tuple[Advice, ...]:
         how = "not estimated: this run tells of layers alone"
         worth.append(Advice(words, f"tflite-qdebug runall {shlex.quote(run)}", how=how))
     return tuple(worth)
+
+
+def _misfit(findings: Findings) -> Advice | None:
+    """Returns what to say of samples that are scaled otherwise than the model's input: nothing else can be judged then."""
+    columns = findings.run.columns()
+    for position, layer in enumerate(findings.run.layers):
+        if layer.op_name != "QUANTIZE" or layer.scale is None or layer.zero_point is None:
+            continue
+        integers = np.iinfo(layer.dtype)
+        ends = columns["saturated_low"][position] + columns["saturated_high"][position]
+        beyond = columns["max_abs_error"][position]
+        if ends > _AT_ENDS and beyond > _BEYOND * (integers.max - integers.min) * layer.scale:
+            low, high = ((end - layer.zero_point) * layer.scale for end in (integers.min, integers.max))
+            range_, share = f"{figure(low)} to {figure(high)}", percent(float(ends))
+            words = (
+                f"Look at the samples first: {share} of the values of {bare(layer.node)} are at the ends of what the model "
+                f"takes, {range_}, and reach up to {figure(float(beyond))} beyond. They seem to be scaled otherwise than those "
+                "that the model was made for (scale and offset of the data)."
+            )
+            return Advice(words, "", how="nothing else is advised: what these samples show is no fault of the model's")
+    return None
 
 
 def _place(advice: Advice) -> tuple[bool, float]:

@@ -144,7 +144,7 @@ def test_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
             3,
             "nowhere",
         ),
-        (["example", "--target", "psnr >= 3", "--metric", "nowhere:psnr"], 2, "cannot import"),
+        (["example", "--target", "psnr >= 3", "--metric", "nowhere:psnr"], 2, "importing nowhere failed"),
         (["example", "--target", "sqnr >= 30", "--training-data", "example"], 2, "expected a Keras model"),
     ],
 )

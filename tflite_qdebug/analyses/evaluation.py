@@ -226,7 +226,8 @@ def evaluate(
     backend = backend or Backend()
     functions = task_functions(metrics)
     contents = {name: read_model_bytes(getattr(model, "data", model)) for name, model in models.items()}
-    dataset = open_dataset(evaluation_dataset, Model(next(iter(contents.values()))).input_specs(), "evaluation dataset", limit)
+    first = Model(next(iter(contents.values())))
+    dataset = open_dataset(evaluation_dataset, first.input_specs(), "evaluation dataset", limit)
     count = 0
     total = squared = np.zeros((len(contents), len(functions) + 1))
     scoring = Scoring(contents, dataset, functions, label_offset, backend, progress)
@@ -248,14 +249,14 @@ def evaluate(
         )
         for row, (name, content) in enumerate(contents.items())
     ]
-    notes = (*scoring.notes, *_guessing(rows[0], next(iter(contents.values())), count))
+    notes = (*scoring.notes, *_guessing(rows[0], first, count))
     return Evaluation(count, tuple(rows), dataset.description, scoring.runtime, notes)
 
 
-def _guessing(score: ModelScore, content: bytes, count: int) -> tuple[str, ...]:
+def _guessing(score: ModelScore, model: Model, count: int) -> tuple[str, ...]:
     """Returns a note where a model does no better than chance: it is not quantization then, whatever comes behind."""
-    main = Model(content).main
-    classes = int(np.prod([max(1, size) for size in main.tensors[main.outputs[0]].shape])) if main.outputs else 0
+    main = model.main
+    classes = math.prod(max(1, size) for size in main.tensors[main.outputs[0]].shape) if main.outputs else 0
     if "top_1" not in score.metrics or classes < _FEWEST_CLASSES or count < _FEWEST_SAMPLES:
         return ()
     chance = 1.0 / classes
